@@ -1,0 +1,264 @@
+import type { FinalState, LiveState, ParentRef, Priority, State } from '#shared/task/task.ts'
+
+/**
+ * The port to a store. Each method takes a batch, is atomic for each partition and safe to send twice: ids and tokens make a repeated call
+ * harmless, so an answer that was lost after the store acted costs nothing. Drivers persist what they are told; the rules (is it retried, when, is
+ * it final, what goes with it) are computed by the callers from `#shared/task`. Texts (envelopes, records) are opaque to a driver, but
+ * for the `task_id` of a foreign envelope. Every method rejects with `StoreUnavailable` when the store does not answer.
+ * Time is the clock given to the driver; all times are milliseconds since the epoch.
+ */
+export interface Broker {
+  /**
+   * Stores and queues tasks: first in, first out within kind and priority. With `dueAt` in the future a task is delayed first.
+   * An id that is known, live or final, is left as it is and comes back with `created: false`.
+   * Wakes the subscribers of the kinds.
+   */
+  enqueue(tasks: readonly NewTask[]): Promise<Enqueued[]>
+
+  /**
+   * Takes up to `limit` queued tasks to run, `high` before `normal` before `low`, in the order of `kinds` within one priority; they
+   * are running until the lease ends. A call may return fewer than are queued, but returns none only when none is. With `takeBack` it
+   * first puts back what is due of these kinds: expired leases (which use up an attempt), delays and sleeps that are over. What comes back goes to the front of
+   * its queue. An envelope without a readable id is kept aside and counted (`stats`); one whose task was cancelled,
+   * removed or is already running is dropped.
+   */
+  claim(request: ClaimRequest): Promise<Claim>
+
+  /**
+   * Reports how claimed tasks ended, each guarded by its token, and claims the next ones in the same call. An outcome whose token is not the current one is refused and changes
+   * nothing. At most one outcome for a task in one call. When the last unfinished child of a waiting parent ends, the parent is queued again, at the front.
+   */
+  settle(outcomes: readonly Outcome[], next?: ClaimRequest): Promise<Settled>
+
+  /** Moves the deadline of each lease to `leaseMs` from now and stores progress. Returns the leases that are no longer held. */
+  extend(leases: readonly Lease[], leaseMs: number): Promise<Lapsed>
+
+  /** What is known of each id, in order; null where nothing is. A final record wins over a live one. */
+  get(ids: readonly string[]): Promise<(Stored | null)[]>
+
+  /** Ends each live task as cancelled, whatever its state, with the record given; a final or unknown one is left as it is. Its descendants are the caller's business (`cancelTree`). */
+  cancel(tasks: readonly Cancellation[]): Promise<Cancelled[]>
+
+  /** Forgets final records. A live or unknown id is left as it is. Descendants are the caller's business (`removeTree`). */
+  remove(tasks: readonly { id: string; kind: string | null }[]): Promise<void>
+
+  /** Queues ended tasks again, at the back, from attempt 1, their history kept: the final record is dropped. Returns the ids that were queued; one without a final record is left as it is. */
+  retry(tasks: readonly NewTask[]): Promise<string[]>
+
+  /**
+   * Ids of one kind in one state, newest first as far as the store's order tells: `queued` from the back of the queue (`high`, then `normal`, then `low`), final
+   * states by the time they ended, the others by the time they come back. May name an id twice or one that has just moved on.
+   */
+  list(query: { kind: string; state: State; offset: number; limit: number }): Promise<string[]>
+
+  /** Counts of each kind. Final counts are of the records still kept. */
+  stats(kinds: readonly string[]): Promise<KindStats[]>
+
+  /**
+   * Looks for work that nobody reports, at most `limit` of each: roots whose record has expired, and live tasks that already have a final record, written by a foreign worker.
+   * Only looks; goes on from call to call until it has seen everything, then begins anew.
+   */
+  sweep(limit: number): Promise<Swept>
+
+  /** Calls `wake` when tasks of these kinds are queued (`at` null) or will be due (`at` in ms). May call too often; a lost message costs only the wait for the next poll. */
+  subscribe(kinds: readonly string[], wake: (kind: string, at: number | null) => void): Promise<Subscription>
+
+  /** Calls `on` for events of tasks. `end` names tasks that have reached a final state: roots always, children only where the store can tell for free. Events may be lost. */
+  watch(on: (event: TaskEvent) => void): Promise<Subscription>
+
+  /** Sends a chunk that a running task emits to those who watch. Nothing is stored. */
+  emit(chunks: readonly { id: string; chunk: string }[]): Promise<void>
+
+  /** Resolves when the store answers. */
+  ping(): Promise<void>
+
+  /** Gives back connections and files. Calling it twice is harmless. */
+  close(): Promise<void>
+}
+
+export interface NewTask {
+  id: string
+  kind: string
+  priority: Priority
+  /** Set for a child. Its root decides the partition; its end is reported to the parent. */
+  parent?: ParentRef | undefined
+  envelope: string
+  /** The task is delayed until then; null or the past: queued at once. */
+  dueAt?: number | null
+  /** True when the id was made a moment ago by the caller and cannot be known yet: saves the look-up on the first send. */
+  fresh?: boolean
+}
+
+export interface Enqueued {
+  id: string
+  created: boolean
+}
+
+export interface ClaimRequest {
+  kinds: readonly string[]
+  limit: number
+  leaseMs: number
+  /** Whether to put back expired leases and due delays first. Costs a few commands: a worker asks for it once in a while, and when it is idle. */
+  takeBack: boolean
+}
+
+export interface Claim {
+  tasks: Claimed[]
+  /** When the next lease or delay of these kinds is due; null when none is, or it was not asked for. */
+  nextDueAt: number | null
+}
+
+export interface Claimed {
+  id: string
+  kind: string
+  /** Names this lease. */
+  token: string
+  /** 1 for the first run. A run that goes on after waiting for children is the same attempt. */
+  attempt: number
+  /** Entries in the task's history so far. */
+  calls: number
+  steps: number
+  envelope: string
+}
+
+/** The right to report on one claimed task. */
+export interface Lease {
+  id: string
+  kind: string
+  token: string
+  /** Shown by `get` while the task is live. */
+  progress?: { done: number; total: number } | undefined
+}
+
+export type Outcome = Omit<Lease, 'progress'> & { parent?: ParentRef | undefined } & (
+    | EndOutcome
+    | RetryOutcome
+    | ReleaseOutcome
+    | CallOutcome
+    | AdoptOutcome
+  )
+
+/** The task is final, with this record. */
+export interface EndOutcome {
+  type: 'end'
+  state: FinalState
+  record: string
+  /** When the record expires; null keeps it. Ignored for a child, which goes with its root. */
+  expiresAt: number | null
+}
+
+/** The attempt failed: delayed until `at`, the attempt used up. */
+export interface RetryOutcome {
+  type: 'retry'
+  at: number
+}
+
+/** Given back unrun: queued at the front, the attempt not used up. */
+export interface ReleaseOutcome {
+  type: 'release'
+}
+
+/**
+ * The task calls children, or notes results of steps. Children whose id is known are left as they are. With `park` the
+ * lease is given back: the task waits until all its children have ended, or until `wakeAt`, whichever is first; with no unfinished child and no `wakeAt` it is queued
+ * again at once. Without `park` it goes on running (a large fan-out comes in several calls, and only the last one parks).
+ */
+export interface CallOutcome {
+  type: 'call'
+  children: readonly NewTask[]
+  /** Entries of the history that are not tasks: final records under the id `<task id>.<n>`. */
+  records: readonly { id: string; record: string }[]
+  /** Length of the history after this call. */
+  calls: number
+  steps: number
+  park: boolean
+  wakeAt: number | null
+}
+
+/** Not guarded by a token (leave it empty): the task has a final record already, from a foreign worker. Its live record is dropped and its parent told. */
+export interface AdoptOutcome {
+  type: 'adopt'
+  state: FinalState
+  expiresAt: number | null
+}
+
+export interface Settled {
+  /** Ids whose outcome was refused. */
+  refused: string[]
+  next: Claim | null
+}
+
+export interface Lapsed {
+  /** Taken by another worker, or ended by it. */
+  lost: string[]
+  /** Cancelled, or removed. */
+  cancelled: string[]
+}
+
+/** `record` is set for a final task, `live` for one that is not. */
+export type Stored = { id: string; record: string; live: null } | { id: string; record: null; live: Live }
+
+export interface Live {
+  state: LiveState
+  /** Attempts used up so far; the one that runs is not among them. */
+  attempts: number
+  calls: number
+  steps: number
+  /** Children that have not ended. */
+  pending: number
+  /** When the present or last run began; null before the first. */
+  startedAt: number | null
+  progress: { done: number; total: number } | null
+  envelope: string
+}
+
+export interface Cancellation {
+  id: string
+  kind: string
+  parent?: ParentRef | undefined
+  record: string
+  expiresAt: number | null
+}
+
+export interface Cancelled {
+  id: string
+  cancelled: boolean
+  /** Length of its history at that moment. */
+  calls: number
+}
+
+export interface KindStats {
+  kind: string
+  queued: number
+  running: number
+  waiting: number
+  delayed: number
+  succeeded: number
+  failed: number
+  cancelled: number
+  /** Envelopes kept aside because they have no readable id. */
+  broken: number
+  /** Of the tasks at the front of the three queues: their envelopes. */
+  oldest: string[]
+  /** Ended within the last 60 s. */
+  lastMinute: { succeeded: number; failed: number }
+}
+
+export interface Swept {
+  /** Roots whose final record has expired. */
+  expired: string[]
+  /** Live tasks that have a final record. */
+  foreign: { id: string; record: string; envelope: string }[]
+}
+
+export type TaskEvent = { type: 'end'; ids: string[] } | { type: 'chunk'; id: string; chunk: string }
+
+export interface Subscription {
+  close(): Promise<void>
+}
+
+/** What every driver is given beside its own connection. */
+export interface BrokerOptions {
+  /** Milliseconds since the epoch. */
+  now?: () => number
+}

@@ -1,0 +1,111 @@
+/** What a task is: its states, its envelope, its final record and its id. The words are those of docs/protocol.md. */
+
+export const PRIORITIES = ['high', 'normal', 'low'] as const
+export type Priority = (typeof PRIORITIES)[number]
+
+export const LIVE_STATES = ['queued', 'running', 'waiting', 'delayed'] as const
+export const FINAL_STATES = ['succeeded', 'failed', 'cancelled'] as const
+export type LiveState = (typeof LIVE_STATES)[number]
+export type FinalState = (typeof FINAL_STATES)[number]
+export type State = LiveState | FinalState
+
+/** The parent of a child: enough to find it in the store without reading it. */
+export interface ParentRef {
+  id: string
+  kind: string
+}
+
+/**
+ * The JSON that travels in a queue. Only `task_id` and `payload` are required: the rest is added by Tasker, and a task of a
+ * foreign producer lacks it. `v` marks an envelope whose task is also kept in the store's live records.
+ * Times are milliseconds since the epoch.
+ */
+export interface Envelope {
+  task_id: string
+  v?: 1
+  kind?: string
+  payload: unknown
+  created_at?: number
+  priority?: Priority
+  max_attempts?: number
+  timeout_ms?: number
+  /** Seconds that the final record is kept; 0 keeps it. */
+  retention_s?: number
+  parent?: ParentRef
+  traceparent?: string
+}
+
+/** The final record's error: `type` is a short code (`timeout`, `invalid_input`), `message` a sentence. */
+export interface TaskError {
+  type: string
+  message: string
+}
+
+/**
+ * The final record of a task, in the shape of an HTTP answer: `result` is the body, `status_code` says how it went. Only those two
+ * are required (foreign workers write no more); `content_type: application/json` says that the text is JSON.
+ */
+export interface FinalRecord {
+  result: string
+  status_code: number
+  content_type?: string
+  kind?: string
+  status?: FinalState
+  error?: TaskError
+  /** As validated, with `"[sealed]"` in the place of every secret. */
+  payload?: unknown
+  attempt?: number
+  max_attempts?: number
+  created_at?: number
+  started_at?: number
+  finished_at?: number
+  priority?: Priority
+  timeout_ms?: number
+  retention_s?: number
+  parent?: ParentRef
+  /** Length of the history: calls, steps and sleeps, numbered from 0. */
+  calls?: number
+  /** How many of `calls` were steps and sleeps, which are records but not tasks. */
+  steps?: number
+  /** Name of the step or sleep, for the record of one. */
+  step?: string
+  traceparent?: string
+}
+
+/** The text that goes into a queue. `task_id` and `v` come first: scripts recognise an envelope of ours by its first bytes. */
+export function encodeEnvelope(envelope: Omit<Envelope, 'v'>): string {
+  const { task_id, ...rest } = envelope
+  return JSON.stringify({ task_id, v: 1, ...rest })
+}
+
+/** The id of a task's n-th call, from 0. Its record is the parent's history. */
+export function childId(parentId: string, n: number): string {
+  return `${parentId}.${n}`
+}
+
+/** The id of the outermost ancestor: it decides the partition. */
+export function rootOf(id: string): string {
+  const dot = id.indexOf('.')
+  return dot < 0 ? id : id.slice(0, dot)
+}
+
+/** True when the state never changes by itself again. */
+export function isFinal(state: State): state is FinalState {
+  return state === 'succeeded' || state === 'failed' || state === 'cancelled'
+}
+
+/** The state that a final record stands for; a foreign record says it by its status code alone. */
+export function finalState(record: FinalRecord): FinalState {
+  return record.status ?? (record.status_code < 400 ? 'succeeded' : 'failed')
+}
+
+/** When a record that ends at `finishedAt` expires, in ms since the epoch; null keeps it. */
+export function expiryOf(finishedAt: number, retentionS: number): number | null {
+  return retentionS === 0 ? null : finishedAt + retentionS * 1000
+}
+
+/** Milliseconds at which a UUIDv7 (or its descendant) was made; null for other ids. */
+export function createdAtOf(id: string): number | null {
+  const root = rootOf(id)
+  return /^[0-9a-f]{8}-[0-9a-f]{4}-7/.test(root) ? Number.parseInt(root.slice(0, 8) + root.slice(9, 13), 16) : null
+}
