@@ -16,7 +16,12 @@ export const DEFAULT_RETRY: RetryRules = { maxAttempts: 5, backoffMs: 1_000, max
  * Milliseconds to wait after attempt number `attempt` failed: exponential, with "equal jitter" (half fixed, half random), so that tasks
  * that failed together do not come back together. `random` is in [0, 1). A provider's `Retry-After` is a lower bound.
  */
-export function backoffMs(input: { attempt: number; rules: RetryRules; random: number; retryAfterMs?: number | null }): number {
+export function backoffMs(input: {
+  attempt: number
+  rules: RetryRules
+  random: number
+  retryAfterMs?: number | null
+}): number {
   const { attempt, rules, random } = input
   const full = Math.min(rules.maxBackoffMs, rules.backoffMs * 2 ** Math.max(0, attempt - 1))
   const jittered = Math.round(full / 2 + (full / 2) * random)
