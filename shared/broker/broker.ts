@@ -85,6 +85,8 @@ export interface NewTask {
   envelope: string
   /** The task is delayed until then; null or the past: queued at once. */
   dueAt?: number | null
+  /** For `retry`: the length of the history that the task goes on from. */
+  history?: { calls: number; steps: number }
   /** True when the id was made a moment ago by the caller and cannot be known yet: saves the look-up on the first send. */
   fresh?: boolean
 }

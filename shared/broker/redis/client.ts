@@ -1,0 +1,22 @@
+import type { Subscription } from '../broker.ts'
+import type { Script } from './scripts.ts'
+
+/** All that the Redis broker needs of a connection, over TCP or REST. */
+export interface RedisClient {
+  /**
+   * Runs a script once; never sends it twice by itself.
+   *
+   * @throws AnswerLost when no answer came: the script may have run.
+   * @throws StoreUnavailable when the store refused: the script did not run to its end.
+   */
+  eval(script: Script, keys: string[], args: (string | number)[]): Promise<unknown>
+  publish(channel: string, message: string): Promise<void>
+  /** Calls `on` for each message; and `onGap` when messages may have been missed (a new connection). */
+  subscribe(channel: string, on: (message: string) => void, onGap: () => void): Promise<Subscription>
+  close(): Promise<void>
+}
+
+/** No answer came: the store may or may not have acted. The call can be sent again, marked as such. */
+export class AnswerLost extends Error {
+  override readonly name = 'AnswerLost'
+}

@@ -1,0 +1,36 @@
+/**
+ * The layout in Redis: every key that Tasker uses is named here, and described for users in docs/protocol.md.
+ * `prefix` is empty, or `{i}:` for partition i of several.
+ */
+
+/** Keys of a partition, in the order of the scripts' KEYS. */
+export function partitionKeys(prefix: string): string[] {
+  return [
+    `${prefix}tasks:live`, // hash: id → head, newline, envelope; of every task that has not ended
+    `${prefix}tasks`, // hash: id → final record
+    `${prefix}tasks:pending`, // hash: id of a parent → number of its children that have not ended
+    `${prefix}tasks:expiry`, // sorted set: id of a root → when its final record expires
+    `${prefix}tasks:sweep`, // string: where the sweep goes on
+  ]
+}
+
+/** Keys of one kind, in the order of the scripts' KEYS. Each state but `queued` is a sorted set. */
+export function kindKeys(prefix: string, kind: string): string[] {
+  const queue = `${prefix}${kind}_task_queue`
+  return [
+    `${queue}:high`, // list: envelopes
+    queue, // list: envelopes of normal priority, and those of foreign producers
+    `${queue}:low`, // list: envelopes
+    `${queue}:running`, // id → end of the lease
+    `${queue}:delayed`, // id → when it is due
+    `${queue}:waiting`, // id → when it wakes by itself (+inf: only when its children have ended)
+    `${queue}:succeeded`, // id → when it ended
+    `${queue}:failed`, // id → when it ended
+    `${queue}:cancelled`, // id → when it ended
+    `${queue}:broken`, // list: the newest envelopes without a readable id
+  ]
+}
+
+/** Channels carry hints, never state: what is lost costs only the wait for the next poll. They are common to all partitions. */
+export const WAKE_CHANNEL = 'tasks:wake'
+export const EVENT_CHANNEL = 'tasks:events'

@@ -1,0 +1,117 @@
+-- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
+-- number of kinds, the kinds in order of turn.
+-- Returns { when the next is due or '', then for each task: kind, id, attempt, calls, steps, envelope }.
+local function takeBack(claimable, limit)
+  local keys, nextDue = {}, nil
+  for _, kind in ipairs(claimable) do
+    for key = RUNNING, WAITING do keys[#keys + 1] = of(kind, key) end
+  end
+  if call('EXISTS', unpack(keys)) == 0 then return nil end
+  for _, kind in ipairs(claimable) do
+    for key = RUNNING, WAITING do
+      local due, ids = call('ZRANGE', of(kind, key), 0, limit - 1, 'WITHSCORES'), {}
+      for i = 1, #due, 2 do
+        local at = tonumber(due[i + 1])
+        if at > now then
+          if at < math.huge and (not nextDue or at < nextDue) then nextDue = at end
+          break
+        end
+        ids[#ids + 1] = due[i]
+      end
+      if #ids > 0 then
+        local tasks = {}
+        for i, value in ipairs(fetch(LIVE, ids)) do
+          if value then
+            local t = split(value)
+            t.id, t.attempts = ids[i], t.attempts + (key == RUNNING and 1 or 0)
+            tasks[#tasks + 1] = t
+          end
+        end
+        call('ZREM', of(kind, key), unpack(ids))
+        requeue(kind, tasks)
+        if #ids == limit then nextDue = now end
+      end
+    end
+  end
+  return nextDue
+end
+
+-- What the call before, whose answer was lost, has claimed: those whose lease ends then and has this token.
+local function claimedBefore(claimable, deadline, token, reply)
+  for _, kind in ipairs(claimable) do
+    local ids = call('ZRANGEBYSCORE', of(kind, RUNNING), deadline, deadline)
+    for i, value in ipairs(fetch(LIVE, ids)) do
+      local t = value and split(value)
+      if t and t.token == token then
+        for _, field in ipairs({ kind, ids[i], t.attempts + 1, t.calls, t.steps, t.envelope }) do reply[#reply + 1] = field end
+      end
+    end
+  end
+  return #reply > 1
+end
+
+-- The id of an envelope. One of ours begins with it; a foreign one must be read, and nothing but its task_id is used.
+local function idOf(envelope)
+  local id = string.match(envelope, '^{"task_id":"([^"\\]+)","v":1,')
+  if id then return id, true end
+  local ok, decoded = pcall(cjson.decode, envelope)
+  id = ok and type(decoded) == 'table' and decoded.task_id
+  if type(id) == 'string' and #id > 0 and #id <= 256 then return id, false end
+end
+
+local function claim()
+  local limit, deadline, token, back, resent, enough = number(), arg(), arg(), arg() == '1', arg() == '1', number()
+  local claimable, kindOf, queues, reply = {}, {}, {}, { '' }
+  for i = 1, number() do claimable[i] = number() end
+  if resent and claimedBefore(claimable, deadline, token, reply) then return reply end
+  if back then reply[1] = tostring(takeBack(claimable, math.max(limit, 100)) or '') end
+  for priority = 1, 3 do
+    for _, kind in ipairs(claimable) do
+      queues[#queues + 1] = of(kind, priority)
+      kindOf[of(kind, priority)] = kind
+    end
+  end
+  local set, flushLive = batch('HSET')
+  local lease, flushLeases = batch('ZADD')
+  local pop = { 'LMPOP', #queues, unpack(queues) }
+  for _, word in ipairs({ 'RIGHT', 'COUNT', limit }) do pop[#pop + 1] = word end
+  while #reply == 1 do
+    local popped = call(unpack(pop))
+    if not popped then break end
+    local kind, ids, ours, envelopes, foreign = kindOf[popped[1]], {}, {}, {}, {}
+    local bytes, used = 0, #popped[2]
+    for i, envelope in ipairs(popped[2]) do
+      if bytes > 0 and bytes + #envelope > enough then used = i - 1; break end
+      bytes = bytes + #envelope
+      local id, isOurs = idOf(envelope)
+      if id then
+        ids[#ids + 1], ours[#ours + 1], envelopes[#envelopes + 1] = id, isOurs, envelope
+        if not isOurs then foreign[#foreign + 1] = id end
+      else
+        call('LPUSH', of(kind, BROKEN), envelope)
+        call('LTRIM', of(kind, BROKEN), 0, 999)
+      end
+    end
+    for i = #popped[2], used + 1, -1 do call('RPUSH', popped[1], popped[2][i]) end
+    local ended = {}
+    for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
+    local values, taken = fetch(LIVE, ids), {}
+    for i, id in ipairs(ids) do
+      local t = values[i] and split(values[i])
+      if not t and not ours[i] and not ended[id] then
+        local priority = 1
+        while of(kind, priority) ~= popped[1] do priority = priority + 1 end
+        t = { state = 'queued', priority = priority, attempts = 0, calls = 0, steps = 0, progress = '-', envelope = envelopes[i] }
+      end
+      if t and t.state == 'queued' and not taken[id] then
+        taken[id] = true
+        t.state, t.token, t.started = 'running', token, now
+        set(LIVE, id, join(t))
+        lease(of(kind, RUNNING), deadline, id)
+        for _, field in ipairs({ kind, id, t.attempts + 1, t.calls, t.steps, envelopes[i] }) do reply[#reply + 1] = field end
+      end
+    end
+    flushLive(); flushLeases()
+  end
+  return reply
+end

@@ -1,0 +1,128 @@
+-- Put before every script.
+-- KEYS: the five of partitionKeys, then the ten of kindKeys for each kind that ARGV names, as in keys.ts.
+-- ARGV: now (ms), prefix of the channels, number of kinds, their names; then what the script's own header says. A kind is given by its number from 1.
+local LIVE, TASKS, PENDING, EXPIRY, SWEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN = 2, 4, 5, 6, 7, 8, 9, 10
+local call = redis.call
+
+local cursor = 0
+local function arg() cursor = cursor + 1; return ARGV[cursor] end
+local function number() return tonumber(arg()) end
+local function of(kind, key) return KEYS[5 + (kind - 1) * 10 + key] end
+local now, channels, kinds = number(), arg(), {}
+for i = 1, number() do kinds[i] = arg() end
+
+-- A live value is "<state> <priority 1-3> <attempts used> <calls> <steps> <token> <started> <progress>\n<envelope>".
+local function split(value)
+  local stop = string.find(value, '\n', 1, true)
+  local state, priority, attempts, calls, steps, token, started, progress =
+    string.match(string.sub(value, 1, stop - 1), '^(%a+) (%d) (%d+) (%d+) (%d+) (%S+) (%d+) (%S+)$')
+  return { state = state, priority = tonumber(priority), attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
+    token = token, started = started, progress = progress, envelope = string.sub(value, stop + 1) }
+end
+local function join(t)
+  return t.state .. ' ' .. t.priority .. ' ' .. t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.token .. ' ' .. t.started
+    .. ' ' .. t.progress .. '\n' .. t.envelope
+end
+
+-- Arguments collect for each key and go out in one variadic command a key; 4,000 at a time, under Lua's limit for unpack.
+local function batch(command)
+  local lists = {}
+  local function add(key, first, second)
+    local list = lists[key]
+    if not list then list = {}; lists[key] = list end
+    list[#list + 1] = first
+    if second then list[#list + 1] = second end
+  end
+  local function flush()
+    for key, list in pairs(lists) do
+      for i = 1, #list, 4000 do call(command, key, unpack(list, i, math.min(i + 3999, #list))) end
+    end
+    lists = {}
+  end
+  return add, flush
+end
+local function fetch(hash, ids)
+  local values = {}
+  for i = 1, #ids, 4000 do
+    local part = call('HMGET', hash, unpack(ids, i, math.min(i + 3999, #ids)))
+    for j = 1, #part do values[i + j - 1] = part[j] end
+  end
+  return values
+end
+
+-- Wake-ups are hints: a store that refuses PUBLISH in a script must not undo the script.
+local woken = {}
+local function wake(kind, at)
+  local name = kinds[kind]
+  woken[name] = math.min(at or 0, woken[name] or math.huge)
+end
+local function publish(channel, message) redis.pcall('PUBLISH', channels .. channel, cjson.encode(message)) end
+local function sendWakes() if next(woken) then publish('tasks:wake', woken) end end
+
+-- Puts tasks back to the front of their queues: the first of them will run first.
+local function requeue(kind, tasks)
+  local set, flushLive = batch('HSET')
+  local push, flushQueues = batch('RPUSH')
+  for i = #tasks, 1, -1 do
+    local t = tasks[i]
+    t.state, t.token = 'queued', '-'
+    set(LIVE, t.id, join(t))
+    push(of(kind, t.priority), t.envelope)
+  end
+  flushLive(); flushQueues()
+  if #tasks > 0 then wake(kind) end
+end
+
+-- Tells parents that children ended: ended[kind][parent] = how many. The last one to end puts the parent back.
+local function childrenEnded(ended)
+  for kind, parents in pairs(ended) do
+    for id, count in pairs(parents) do
+      local left = call('HINCRBY', PENDING, id, -count)
+      if left <= 0 then
+        call('HDEL', PENDING, id)
+        local value = call('HGET', LIVE, id)
+        local t = value and split(value)
+        if t and t.state == 'waiting' and left == 0 then
+          t.id = id
+          call('ZREM', of(kind, WAITING), id)
+          requeue(kind, { t })
+        end
+      end
+    end
+  end
+end
+
+-- Adds tasks that are not known yet, at the back. Each is { id, kind, priority, due or nil, envelope }; returns how many were added and marks those with .created.
+local function add(tasks, check)
+  local known = {}
+  if check then
+    local ids = {}
+    for i, t in ipairs(tasks) do ids[i] = t.id end
+    local live, final = fetch(LIVE, ids), fetch(TASKS, ids)
+    for i, id in ipairs(ids) do known[id] = live[i] or final[i] end
+  end
+  local set, flushLive = batch('HSET')
+  local push, flushQueues = batch('LPUSH')
+  local delay, flushDelayed = batch('ZADD')
+  local count = 0
+  for _, t in ipairs(tasks) do
+    if not known[t.id] then
+      known[t.id], t.created, count = true, true, count + 1
+      set(LIVE, t.id, (t.due and 'delayed ' or 'queued ') .. t.priority .. ' 0 ' .. (t.calls or '0 0') .. ' - 0 -\n' .. t.envelope)
+      if t.due then delay(of(t.kind, DELAYED), t.due, t.id) else push(of(t.kind, t.priority), t.envelope) end
+      wake(t.kind, t.due)
+    end
+  end
+  flushLive(); flushQueues(); flushDelayed()
+  return count
+end
+-- ARGV of new tasks: how many; for each: id, kind, priority, when due or '', envelope.
+local function newTasks()
+  local tasks = {}
+  for i = 1, number() do
+    local id, kind, priority, due, envelope = arg(), number(), number(), tonumber(arg()), arg()
+    tasks[i] = { id = id, kind = kind, priority = priority, due = due and due > now and due or nil, envelope = envelope }
+  end
+  return tasks
+end

@@ -1,0 +1,470 @@
+import { StoreUnavailable } from '#shared/task/errors.ts'
+import { type FinalState, PRIORITIES, rootOf, type State } from '#shared/task/task.ts'
+import type {
+  Broker,
+  BrokerOptions,
+  Claim,
+  ClaimRequest,
+  KindStats,
+  Live,
+  NewTask,
+  Outcome,
+  Stored,
+  TaskEvent,
+} from '../broker.ts'
+import { AnswerLost, type RedisClient } from './client.ts'
+import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
+import { type Script, scripts } from './scripts.ts'
+
+type Arg = string | number
+
+/** Number of a state's key among `kindKeys`, from 1 as in Lua. */
+const KEY_OF: Record<State, number> = {
+  queued: 2,
+  running: 4,
+  delayed: 5,
+  waiting: 6,
+  succeeded: 7,
+  failed: 8,
+  cancelled: 9,
+}
+
+/** A claim stops after so many bytes of envelopes, so that no answer grows over about a megabyte. */
+const ENOUGH_BYTES = 900_000
+
+const NOTHING: Claim = { tasks: [], nextDueAt: null }
+
+/**
+ * The port on Redis 7 or newer, over any client. With `partitions` > 1 the keys of partition i carry the prefix `{i}:`; a task and all its descendants
+ * share a partition. A batch is then atomic for each partition.
+ */
+export function createRedisBroker(
+  client: RedisClient,
+  options: BrokerOptions & {
+    partitions?: number
+    /** Prefix of all keys, for several installations in one database. */
+    namespace?: string
+    /** Milliseconds before a call whose answer was lost is sent again, one entry a try. */
+    resendAfterMs?: readonly number[]
+  } = {},
+): Broker {
+  const { partitions = 1, namespace = '', resendAfterMs = [50, 200] } = options
+  const now = options.now ?? Date.now
+  let turn = 0
+  let closed = false
+
+  /** Runs a script on one partition. A call whose answer was lost is sent again with `resent` set: scripts are written so that this is harmless. */
+  async function run(
+    script: Script,
+    partition: number,
+    kinds: readonly string[],
+    args: (resent: boolean) => readonly Arg[],
+  ) {
+    const prefix = namespace + (partitions > 1 ? `{${partition}}:` : '')
+    const keys = [...partitionKeys(prefix), ...kinds.flatMap((kind) => kindKeys(prefix, kind))]
+    for (let tries = 0; ; tries++) {
+      try {
+        return await client.eval(script, keys, [now(), namespace, kinds.length, ...kinds, ...args(tries > 0)])
+      } catch (error) {
+        if (!(error instanceof AnswerLost)) throw error
+        const wait = resendAfterMs[tries]
+        if (wait === undefined || closed) throw new StoreUnavailable(`${error.message}.`, { cause: error })
+        await new Promise((resolve) => setTimeout(resolve, wait))
+      }
+    }
+  }
+
+  /** Parts a batch by partition, runs `each` on every part, and puts the answers back in the batch's order. */
+  async function parted<Item, Answer>(
+    items: readonly Item[],
+    idOf: (item: Item) => string,
+    each: (part: readonly Item[], partition: number) => Promise<Answer[]>,
+  ): Promise<Answer[]> {
+    if (items.length === 0) return []
+    if (partitions === 1) return each(items, 0)
+    const parts = Map.groupBy(
+      items.map((item, index) => ({ item, index })),
+      ({ item }) => partitionOf(idOf(item), partitions),
+    )
+    const answers = new Array<Answer>(items.length)
+    await Promise.all(
+      Array.from(parts, async ([partition, part]) => {
+        const reply = await each(
+          part.map(({ item }) => item),
+          partition,
+        )
+        part.forEach(({ index }, i) => {
+          answers[index] = reply[i] as Answer
+        })
+      }),
+    )
+    return answers
+  }
+
+  /** A claim on one partition, as arguments; the token and the deadline stay the same when it is sent again. */
+  function claimArgs(request: ClaimRequest, kinds: KindNumbers) {
+    const token = crypto.randomUUID()
+    const deadline = now() + request.leaseMs
+    const order = request.kinds.map((kind) => kinds.number(kind))
+    return {
+      token,
+      args: (resent: boolean) => [
+        request.limit,
+        deadline,
+        token,
+        request.takeBack ? 1 : 0,
+        resent ? 1 : 0,
+        ENOUGH_BYTES,
+        order.length,
+        ...order,
+      ],
+    }
+  }
+
+  const broker: Broker = {
+    enqueue: (tasks) =>
+      parted(
+        tasks,
+        (task) => task.id,
+        async (part, partition) => {
+          const kinds = kindNumbers()
+          const added = newTaskArgs(part, kinds)
+          const check = part.some((task) => !task.fresh)
+          const reply = await run(scripts.enqueue, partition, kinds.names, (resent) => [
+            check || resent ? 1 : 0,
+            ...added,
+          ])
+          return (reply as number[]).map((created, i) => ({ id: part[i]?.id ?? '', created: created === 1 }))
+        },
+      ),
+
+    async claim(request) {
+      if (request.limit <= 0 || request.kinds.length === 0) return NOTHING
+      const claim: Claim = { tasks: [], nextDueAt: null }
+      const first = turn++
+      for (let i = 0; i < partitions && claim.tasks.length < request.limit; i++) {
+        const kinds = kindNumbers()
+        const { token, args } = claimArgs({ ...request, limit: request.limit - claim.tasks.length }, kinds)
+        const reply = await run(scripts.claim, (first + i) % partitions, kinds.names, args)
+        merge(claim, claimOf(reply, token, kinds.names))
+      }
+      return claim
+    },
+
+    async settle(outcomes, next) {
+      let claimed: Claim | null = null
+      const claims = next && next.limit > 0 && next.kinds.length > 0 ? next : undefined
+      if (outcomes.length === 0)
+        return { refused: [], next: claims ? await broker.claim(claims) : next ? NOTHING : null }
+      const codes = await parted(
+        outcomes,
+        (outcome) => outcome.id,
+        async (part, partition) => {
+          const kinds = kindNumbers()
+          const ends = part.flatMap((outcome) => outcomeArgs(outcome, kinds))
+          // One partition's call brings the next claim; with more of them, the worker's own claims see to the others.
+          const claim: ReturnType<typeof claimArgs> | null = claims && !claimed ? claimArgs(claims, kinds) : null
+          if (claim) claimed = { tasks: [], nextDueAt: null }
+          const reply = await run(scripts.settle, partition, kinds.names, (resent) => [
+            part.length,
+            ...ends,
+            ...(claim ? [1, ...claim.args(resent)] : [0]),
+          ])
+          const [accepted, taken] = reply as [number[], unknown]
+          if (claim && claimed) merge(claimed, claimOf(taken, claim.token, kinds.names))
+          return accepted
+        },
+      )
+      return {
+        refused: outcomes.filter((_, i) => codes[i] === -1).map((outcome) => outcome.id),
+        next: claimed ?? (next ? NOTHING : null),
+      }
+    },
+
+    async extend(leases, leaseMs) {
+      const deadline = now() + leaseMs
+      const codes = await parted(
+        leases,
+        (lease) => lease.id,
+        async (part, partition) => {
+          const kinds = kindNumbers()
+          const args = part.flatMap(({ id, token, kind, progress }) => [
+            id,
+            token,
+            kinds.number(kind),
+            progress ? `${progress.done}/${progress.total}` : '',
+          ])
+          return (await run(scripts.extend, partition, kinds.names, () => [deadline, part.length, ...args])) as number[]
+        },
+      )
+      const having = (code: number) => leases.filter((_, i) => codes[i] === code).map((lease) => lease.id)
+      return { lost: having(1), cancelled: having(2) }
+    },
+
+    get: (ids) =>
+      parted(
+        ids,
+        (id) => id,
+        async (part, partition) => {
+          const reply = (await run(scripts.get, partition, [], () => [part.length, ...part])) as unknown[]
+          return reply.map((value, i) => storedOf(part[i] ?? '', value))
+        },
+      ),
+
+    cancel: (tasks) =>
+      parted(
+        tasks,
+        (task) => task.id,
+        async (part, partition) => {
+          const kinds = kindNumbers()
+          const args = part.flatMap(({ id, kind, parent, record, expiresAt }) => [
+            ...[id, '', kinds.number(kind), parent?.id ?? '', parent ? kinds.number(parent.kind) : 0],
+            ...['cancel', KEY_OF.cancelled, record, expiresAt ?? ''],
+          ])
+          const reply = await run(scripts.settle, partition, kinds.names, () => [part.length, ...args, 0])
+          const [codes] = reply as [number[]]
+          return codes.map((calls, i) => ({
+            id: part[i]?.id ?? '',
+            cancelled: calls >= 0,
+            calls: Math.max(calls, 0),
+          }))
+        },
+      ),
+
+    async remove(tasks) {
+      await parted(
+        tasks,
+        (task) => task.id,
+        async (part, partition) => {
+          const kinds = kindNumbers()
+          const args = part.flatMap(({ id, kind }) => [id, kind === null ? 0 : kinds.number(kind)])
+          await run(scripts.remove, partition, kinds.names, () => [part.length, ...args])
+          return []
+        },
+      )
+    },
+
+    async retry(tasks) {
+      const codes = await parted(
+        tasks,
+        (task) => task.id,
+        async (part, partition) => {
+          const kinds = kindNumbers()
+          const added = newTaskArgs(part, kinds)
+          const history = part.map((task) => `${task.history?.calls ?? 0} ${task.history?.steps ?? 0}`)
+          const args = [part.length, ...history, ...added]
+          return (await run(scripts.retry, partition, kinds.names, () => args)) as number[]
+        },
+      )
+      return tasks.filter((_, i) => codes[i] === 1).map((task) => task.id)
+    },
+
+    async list({ kind, state, offset, limit }) {
+      const ids: string[] = []
+      // Each partition has its own order: they are read one after the other.
+      let skip = offset
+      for (let i = 0; i < partitions && ids.length < limit; i++) {
+        const page = (await run(scripts.list, i, [kind], () => [KEY_OF[state], skip, limit - ids.length])) as string[]
+        ids.push(...(state === 'queued' ? page.flatMap(idOfEnvelope) : page))
+        if (i + 1 < partitions) skip = page.length > 0 ? 0 : skip - (await size(kind, state, i))
+      }
+      return ids
+    },
+
+    async stats(kinds) {
+      const parts = await Promise.all(
+        Array.from({ length: partitions }, (_, i) => run(scripts.stats, i, kinds, () => [])),
+      )
+      return kinds.map((kind, k) => parts.map((part) => statsOf(kind, (part as unknown[][])[k] ?? [])).reduce(addStats))
+    },
+
+    async sweep(limit) {
+      const expired: string[] = []
+      const foreign: { id: string; record: string; envelope: string }[] = []
+      for (let i = 0; i < partitions; i++) {
+        const [ids, found] = (await run(scripts.sweep, i, [], () => [limit])) as [string[], string[]]
+        expired.push(...ids)
+        for (let j = 0; j + 2 < found.length; j += 3) {
+          const [id = '', record = '', live = ''] = found.slice(j, j + 3)
+          foreign.push({ id, record, envelope: live.slice(live.indexOf('\n') + 1) })
+        }
+      }
+      return { expired, foreign }
+    },
+
+    subscribe(kinds, wake) {
+      return client.subscribe(
+        namespace + WAKE_CHANNEL,
+        (message) => {
+          for (const [kind, at] of Object.entries(JSON.parse(message) as Record<string, number>)) {
+            if (kinds.includes(kind)) wake(kind, at > 0 ? at : null)
+          }
+        },
+        () => kinds.forEach((kind) => void wake(kind, null)),
+      )
+    },
+
+    watch: (on) =>
+      client.subscribe(
+        namespace + EVENT_CHANNEL,
+        (message) => on(JSON.parse(message) as TaskEvent),
+        () => undefined,
+      ),
+
+    async emit(chunks) {
+      await Promise.all(
+        chunks.map((chunk) => client.publish(namespace + EVENT_CHANNEL, JSON.stringify({ type: 'chunk', ...chunk }))),
+      )
+    },
+
+    async ping() {
+      await run(scripts.get, 0, [], () => [0])
+    },
+
+    async close() {
+      closed = true
+      await client.close()
+    },
+  }
+
+  async function size(kind: string, state: State, partition: number): Promise<number> {
+    const [row] = (await run(scripts.stats, partition, [kind], () => [])) as number[][]
+    return statsOf(kind, row ?? [])[state]
+  }
+
+  return broker
+}
+
+/** Kinds get numbers as they turn up in a call's arguments; their names become its keys. */
+type KindNumbers = ReturnType<typeof kindNumbers>
+function kindNumbers() {
+  const names: string[] = []
+  return {
+    names,
+    number(kind: string): number {
+      const known = names.indexOf(kind)
+      return known >= 0 ? known + 1 : names.push(kind)
+    },
+  }
+}
+
+function newTaskArgs(tasks: readonly NewTask[], kinds: KindNumbers): Arg[] {
+  const args: Arg[] = [tasks.length]
+  for (const { id, kind, priority, dueAt, envelope } of tasks) {
+    args.push(id, kinds.number(kind), PRIORITIES.indexOf(priority) + 1, dueAt ?? '', envelope)
+  }
+  return args
+}
+
+function outcomeArgs(outcome: Outcome, kinds: KindNumbers): Arg[] {
+  const { id, token, kind, parent, type } = outcome
+  const head = [id, token, kinds.number(kind), parent?.id ?? '', parent ? kinds.number(parent.kind) : 0, type]
+  switch (outcome.type) {
+    case 'end':
+      return [...head, KEY_OF[outcome.state], outcome.record, outcome.expiresAt ?? '']
+    case 'adopt':
+      return [...head, KEY_OF[outcome.state], outcome.expiresAt ?? '']
+    case 'retry':
+      return [...head, outcome.at]
+    case 'release':
+      return head
+    case 'call': {
+      const { calls, steps, park, wakeAt, records, children } = outcome
+      const entries = records.flatMap((entry) => [entry.id, entry.record])
+      return [
+        ...[...head, calls, steps, park ? 1 : 0, wakeAt ?? '', records.length, ...entries],
+        ...newTaskArgs(children, kinds),
+      ]
+    }
+  }
+}
+
+function claimOf(reply: unknown, token: string, kinds: readonly string[]): Claim {
+  const fields = reply as (string | number)[]
+  const claim: Claim = { tasks: [], nextDueAt: fields[0] === '' ? null : Number(fields[0]) }
+  for (let i = 1; i + 5 < fields.length; i += 6) {
+    claim.tasks.push({
+      kind: kinds[Number(fields[i]) - 1] ?? '',
+      id: String(fields[i + 1]),
+      token,
+      attempt: Number(fields[i + 2]),
+      calls: Number(fields[i + 3]),
+      steps: Number(fields[i + 4]),
+      envelope: String(fields[i + 5]),
+    })
+  }
+  return claim
+}
+
+function merge(into: Claim, more: Claim): void {
+  into.tasks.push(...more.tasks)
+  if (more.nextDueAt !== null) into.nextDueAt = Math.min(into.nextDueAt ?? more.nextDueAt, more.nextDueAt)
+}
+
+function storedOf(id: string, value: unknown): Stored | null {
+  if (typeof value === 'string') return { id, record: value, live: null }
+  if (!Array.isArray(value)) return null
+  const [text, pending] = value as [string, string]
+  return { id, record: null, live: liveOf(text, Number(pending)) }
+}
+
+/** Reads a live value: see common.lua. */
+function liveOf(text: string, pending: number): Live {
+  const end = text.indexOf('\n')
+  const [state, , attempts, calls, steps, , started, progress] = text.slice(0, end).split(' ')
+  const [done, total] = (progress ?? '-').split('/').map(Number)
+  return {
+    state: state as Live['state'],
+    attempts: Number(attempts),
+    calls: Number(calls),
+    steps: Number(steps),
+    pending,
+    startedAt: Number(started) || null,
+    progress: done !== undefined && total !== undefined ? { done, total } : null,
+    envelope: text.slice(end + 1),
+  }
+}
+
+function statsOf(kind: string, row: readonly unknown[]): KindStats {
+  const at = (i: number) => Number(row[i] ?? 0)
+  return {
+    kind,
+    queued: at(0) + at(1) + at(2),
+    running: at(3),
+    delayed: at(4),
+    waiting: at(5),
+    succeeded: at(6),
+    failed: at(7),
+    cancelled: at(8),
+    broken: at(9),
+    lastMinute: { succeeded: at(10), failed: at(11) },
+    oldest: row.slice(12).filter((envelope) => typeof envelope === 'string'),
+  }
+}
+
+const COUNTS = ['queued', 'running', 'waiting', 'delayed', 'succeeded', 'failed', 'cancelled', 'broken'] as const
+
+function addStats(a: KindStats, b: KindStats): KindStats {
+  const sum = { ...a, oldest: [...a.oldest, ...b.oldest] }
+  for (const count of COUNTS) sum[count] += b[count]
+  const lastMinute = (state: Exclude<FinalState, 'cancelled'>) => a.lastMinute[state] + b.lastMinute[state]
+  return { ...sum, lastMinute: { succeeded: lastMinute('succeeded'), failed: lastMinute('failed') } }
+}
+
+function idOfEnvelope(envelope: string): string[] {
+  try {
+    const { task_id: id } = JSON.parse(envelope) as { task_id?: unknown }
+    return typeof id === 'string' ? [id] : []
+  } catch {
+    return []
+  }
+}
+
+/** FNV-1a of the root's id: every language can compute it in three lines. */
+export function partitionOf(id: string, partitions: number): number {
+  let hash = 0x811c9dc5
+  for (const byte of new TextEncoder().encode(rootOf(id))) {
+    hash = Math.imul(hash ^ byte, 0x01000193) >>> 0
+  }
+  return hash % partitions
+}

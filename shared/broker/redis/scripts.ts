@@ -1,0 +1,47 @@
+import claim from './lua/claim.lua' with { type: 'text' }
+import common from './lua/common.lua' with { type: 'text' }
+import enqueue from './lua/enqueue.lua' with { type: 'text' }
+import extend from './lua/extend.lua' with { type: 'text' }
+import get from './lua/get.lua' with { type: 'text' }
+import list from './lua/list.lua' with { type: 'text' }
+import remove from './lua/remove.lua' with { type: 'text' }
+import retry from './lua/retry.lua' with { type: 'text' }
+import settle from './lua/settle.lua' with { type: 'text' }
+import stats from './lua/stats.lua' with { type: 'text' }
+import sweep from './lua/sweep.lua' with { type: 'text' }
+
+/** A Lua script: `name` for messages, `text` to send once, and its hash to call it by. */
+export interface Script {
+  readonly name: string
+  readonly text: string
+  sha(): Promise<string>
+}
+
+/** The scripts, one for each method of the port that changes or reads the store. `settle` ends with a claim, so it carries that too. */
+export const scripts = {
+  enqueue: script('enqueue', enqueue),
+  claim: script('claim', claim, 'local reply = claim()\nsendWakes()\nreturn reply'),
+  settle: script('settle', claim, settle),
+  extend: script('extend', extend),
+  get: script('get', get),
+  remove: script('remove', remove),
+  retry: script('retry', retry),
+  list: script('list', list),
+  stats: script('stats', stats),
+  sweep: script('sweep', sweep),
+}
+
+function script(name: string, ...parts: string[]): Script {
+  const text = [common, ...parts].join('\n')
+  let sha: Promise<string> | undefined
+  return {
+    name,
+    text,
+    sha() {
+      sha ??= crypto.subtle
+        .digest('SHA-1', new TextEncoder().encode(text))
+        .then((bytes) => Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, '0')).join(''))
+      return sha
+    },
+  }
+}

@@ -1,0 +1,106 @@
+import { Cluster, Redis } from 'ioredis'
+import { StoreUnavailable } from '#shared/task/errors.ts'
+import { AnswerLost, type RedisClient } from './client.ts'
+
+/**
+ * A client over TCP. `url` is `redis://…` or `rediss://…`; with commas between several, they are nodes of a Cluster.
+ * It connects by itself, and again when the connection is lost; meanwhile calls fail at once.
+ */
+export function createTcpClient(options: { url: string; commandTimeoutMs?: number }): RedisClient {
+  const own = settings(options.commandTimeoutMs ?? 5_000)
+  const main = connect(options.url, own)
+  const others = new Set<Redis | Cluster>()
+  let closed = false
+
+  return {
+    async eval(script, keys, args) {
+      if (closed) throw new StoreUnavailable('The connection to the store is closed.')
+      try {
+        await whenReady(main, CONNECT_TIMEOUT_MS)
+        const sha = await script.sha()
+        return await main.evalsha(sha, keys.length, ...keys, ...args).catch((error: unknown) => {
+          if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error
+          return main.eval(script.text, keys.length, ...keys, ...args)
+        })
+      } catch (error) {
+        // The client's errors carry the whole command: nothing of them but the first words goes on.
+        if (isReply(error)) throw new StoreUnavailable(`Redis refused to ${script.name}: ${reason(error.message)}`)
+        throw new AnswerLost(`Redis did not answer to ${script.name}`)
+      }
+    },
+
+    async publish(channel, message) {
+      await main.publish(channel, message).catch(() => undefined)
+    },
+
+    async subscribe(channel, on, onGap) {
+      const connection = connect(options.url, { ...own, enableOfflineQueue: true, maxRetriesPerRequest: null })
+      others.add(connection)
+      connection.on('message', (_channel: string, message: string) => on(message))
+      connection.on('ready', onGap)
+      connection.subscribe(channel).catch(() => undefined)
+      return {
+        async close() {
+          others.delete(connection)
+          connection.disconnect()
+        },
+      }
+    },
+
+    async close() {
+      if (closed) return
+      closed = true
+      for (const connection of [main, ...others]) connection.disconnect()
+    },
+  }
+}
+
+function connect(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
+  const nodes = url.split(',').map((node) => node.trim())
+  const { enableOfflineQueue, retryStrategy, ...redisOptions } = options
+  const connection =
+    nodes.length > 1
+      ? new Cluster(nodes, { redisOptions, enableOfflineQueue, clusterRetryStrategy: retryStrategy })
+      : new Redis(url, options)
+  // A lost connection shows in the calls that fail; without a listener the client would print it as well.
+  connection.on('error', () => undefined)
+  return connection
+}
+
+function settings(commandTimeout: number) {
+  return {
+    // A command whose answer was lost must come back to the broker, which marks it before it sends it again.
+    autoResendUnfulfilledCommands: false,
+    maxRetriesPerRequest: 0 as number | null,
+    enableOfflineQueue: false,
+    commandTimeout,
+    connectTimeout: CONNECT_TIMEOUT_MS,
+    retryStrategy: (times: number) => Math.min(1_000, 50 * 2 ** Math.min(times, 5)) * (0.5 + Math.random() / 2),
+  }
+}
+const CONNECT_TIMEOUT_MS = 5_000
+
+/** Waits for the first connection only: one that is lost later fails calls at once. */
+async function whenReady(connection: Redis | Cluster, timeoutMs: number): Promise<void> {
+  if (connection.status !== 'connecting' && connection.status !== 'connect' && connection.status !== 'wait') return
+  await new Promise<void>((resolve) => {
+    const done = () => {
+      clearTimeout(timer)
+      for (const event of EVENTS) connection.off(event, done)
+      resolve()
+    }
+    const timer = setTimeout(done, timeoutMs)
+    for (const event of EVENTS) connection.once(event, done)
+  })
+}
+const EVENTS = ['ready', 'close', 'end'] as const
+
+function isReply(error: unknown): error is Error {
+  return error instanceof Error && error.name === 'ReplyError'
+}
+
+/** A Redis error begins with a code (`OOM`, `READONLY`); of a script's own fault the place is worth keeping. */
+function reason(message: string): string {
+  const place = /user_script:\d+:[^@]{0,120}/.exec(message)?.[0]
+  return place ?? message.split(' ', 1)[0] ?? 'ERR'
+}
