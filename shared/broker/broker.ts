@@ -17,7 +17,8 @@ export interface Broker {
 
   /**
    * Takes up to `limit` queued tasks to run, `high` before `normal` before `low`, in the order of `kinds` within one priority; they
-   * are running until the lease ends. A call may return fewer than are queued, but returns none only when none is. With `takeBack` it
+   * are running until the lease ends. It returns fewer only when no more are queued, or
+   * when the envelopes are large: then `nextDueAt` is now. With `takeBack` it
    * first puts back what is due of these kinds: expired leases (which use up an attempt), delays and sleeps that are over. What comes back goes to the front of
    * its queue. An envelope without a readable id is kept aside and counted (`stats`); one whose task was cancelled,
    * removed or is already running is dropped.
@@ -106,7 +107,7 @@ export interface ClaimRequest {
 
 export interface Claim {
   tasks: Claimed[]
-  /** When the next lease or delay of these kinds is due; null when none is, or it was not asked for. */
+  /** When the next lease or delay of these kinds is due, at most now when there is more to claim; null when nothing is known to be due. */
   nextDueAt: number | null
 }
 
@@ -202,6 +203,7 @@ export type Stored = { id: string; record: string; live: null } | { id: string; 
 
 export interface Live {
   state: LiveState
+  kind: string
   /** Attempts used up so far; the one that runs is not among them. */
   attempts: number
   calls: number
@@ -250,7 +252,7 @@ export interface Swept {
   /** Roots whose final record has expired. */
   expired: string[]
   /** Live tasks that have a final record. */
-  foreign: { id: string; record: string; envelope: string }[]
+  foreign: { id: string; kind: string; record: string; envelope: string }[]
 }
 
 export type TaskEvent = { type: 'end'; ids: string[] } | { type: 'chunk'; id: string; chunk: string }

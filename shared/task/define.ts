@@ -134,3 +134,14 @@ function redactAt(value: unknown, path: readonly string[]): unknown {
   if (typeof value !== 'object' || value === null || !Object.hasOwn(value, name)) return value
   return { ...value, [name]: redactAt((value as Record<string, unknown>)[name], rest) }
 }
+
+/** The secret texts in a payload, so that they can be kept out of messages. */
+export function secretsIn(contract: Contract, payload: unknown): string[] {
+  return contract.secrets.flatMap((path) => {
+    const value = path.reduce<unknown>(
+      (at, name) => (typeof at === 'object' && at !== null ? Reflect.get(at, name) : undefined),
+      payload,
+    )
+    return typeof value === 'string' && value !== '' ? [value] : []
+  })
+}

@@ -72,6 +72,9 @@ export interface FinalRecord {
   traceparent?: string
 }
 
+/** How long a final record is kept when its task does not say: 7 days. */
+export const DEFAULT_RETENTION_S = 604_800
+
 /** The text that goes into a queue. `task_id` and `v` come first: scripts recognise an envelope of ours by its first bytes. */
 export function encodeEnvelope(envelope: Omit<Envelope, 'v'>): string {
   const { task_id, ...rest } = envelope

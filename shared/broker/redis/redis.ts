@@ -10,6 +10,7 @@ import type {
   NewTask,
   Outcome,
   Stored,
+  Swept,
   TaskEvent,
 } from '../broker.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
@@ -280,13 +281,14 @@ export function createRedisBroker(
 
     async sweep(limit) {
       const expired: string[] = []
-      const foreign: { id: string; record: string; envelope: string }[] = []
+      const foreign: Swept['foreign'] = []
       for (let i = 0; i < partitions; i++) {
         const [ids, found] = (await run(scripts.sweep, i, [], () => [limit])) as [string[], string[]]
         expired.push(...ids)
         for (let j = 0; j + 2 < found.length; j += 3) {
           const [id = '', record = '', live = ''] = found.slice(j, j + 3)
-          foreign.push({ id, record, envelope: live.slice(live.indexOf('\n') + 1) })
+          const { kind, envelope } = liveOf(live, 0)
+          foreign.push({ id, kind, record, envelope })
         }
       }
       return { expired, foreign }
@@ -411,10 +413,11 @@ function storedOf(id: string, value: unknown): Stored | null {
 /** Reads a live value: see common.lua. */
 function liveOf(text: string, pending: number): Live {
   const end = text.indexOf('\n')
-  const [state, , attempts, calls, steps, , started, progress] = text.slice(0, end).split(' ')
+  const [state, kind = '', , attempts, calls, steps, , started, progress] = text.slice(0, end).split(' ')
   const [done, total] = (progress ?? '-').split('/').map(Number)
   return {
     state: state as Live['state'],
+    kind,
     attempts: Number(attempts),
     calls: Number(calls),
     steps: Number(steps),

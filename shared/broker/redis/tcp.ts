@@ -9,6 +9,7 @@ import { AnswerLost, type RedisClient } from './client.ts'
 export function createTcpClient(options: { url: string; commandTimeoutMs?: number }): RedisClient {
   const own = settings(options.commandTimeoutMs ?? 5_000)
   const main = connect(options.url, own)
+  const connected = firstAnswer(main)
   const others = new Set<Redis | Cluster>()
   let closed = false
 
@@ -16,7 +17,7 @@ export function createTcpClient(options: { url: string; commandTimeoutMs?: numbe
     async eval(script, keys, args) {
       if (closed) throw new StoreUnavailable('The connection to the store is closed.')
       try {
-        await whenReady(main, CONNECT_TIMEOUT_MS)
+        await connected
         const sha = await script.sha()
         return await main.evalsha(sha, keys.length, ...keys, ...args).catch((error: unknown) => {
           if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error
@@ -80,20 +81,18 @@ function settings(commandTimeout: number) {
 }
 const CONNECT_TIMEOUT_MS = 5_000
 
-/** Waits for the first connection only: one that is lost later fails calls at once. */
-async function whenReady(connection: Redis | Cluster, timeoutMs: number): Promise<void> {
-  if (connection.status !== 'connecting' && connection.status !== 'connect' && connection.status !== 'wait') return
-  await new Promise<void>((resolve) => {
-    const done = () => {
-      clearTimeout(timer)
-      for (const event of EVENTS) connection.off(event, done)
-      resolve()
+/** Resolves when the first connection is there, or has failed: one that is lost later fails calls at once. */
+function firstAnswer(connection: Redis | Cluster): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, CONNECT_TIMEOUT_MS)
+    for (const event of ['ready', 'close', 'end'] as const) {
+      connection.once(event, () => {
+        clearTimeout(timer)
+        resolve()
+      })
     }
-    const timer = setTimeout(done, timeoutMs)
-    for (const event of EVENTS) connection.once(event, done)
   })
 }
-const EVENTS = ['ready', 'close', 'end'] as const
 
 function isReply(error: unknown): error is Error {
   return error instanceof Error && error.name === 'ReplyError'

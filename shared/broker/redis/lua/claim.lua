@@ -73,15 +73,21 @@ local function claim()
   end
   local set, flushLive = batch('HSET')
   local lease, flushLeases = batch('ZADD')
+  local count, bytes, full = 0, 0, false
   local pop = { 'LMPOP', #queues, unpack(queues) }
   for _, word in ipairs({ 'RIGHT', 'COUNT', limit }) do pop[#pop + 1] = word end
-  while #reply == 1 do
+  while count < limit and not full do
+    pop[#pop] = limit - count
     local popped = call(unpack(pop))
     if not popped then break end
     local kind, ids, ours, envelopes, foreign = kindOf[popped[1]], {}, {}, {}, {}
-    local bytes, used = 0, #popped[2]
     for i, envelope in ipairs(popped[2]) do
-      if bytes > 0 and bytes + #envelope > enough then used = i - 1; break end
+      if bytes > 0 and bytes + #envelope > enough then
+        -- Too much for one answer: the rest goes back, in its order, and is due at once.
+        for j = #popped[2], i, -1 do call('RPUSH', popped[1], popped[2][j]) end
+        full, reply[1] = true, tostring(now)
+        break
+      end
       bytes = bytes + #envelope
       local id, isOurs = idOf(envelope)
       if id then
@@ -92,19 +98,18 @@ local function claim()
         call('LTRIM', of(kind, BROKEN), 0, 999)
       end
     end
-    for i = #popped[2], used + 1, -1 do call('RPUSH', popped[1], popped[2][i]) end
-    local ended = {}
+    local ended, taken = {}, {}
     for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
-    local values, taken = fetch(LIVE, ids), {}
-    for i, id in ipairs(ids) do
-      local t = values[i] and split(values[i])
+    for i, value in ipairs(fetch(LIVE, ids)) do
+      local id, t = ids[i], value and split(value)
       if not t and not ours[i] and not ended[id] then
         local priority = 1
         while of(kind, priority) ~= popped[1] do priority = priority + 1 end
-        t = { state = 'queued', priority = priority, attempts = 0, calls = 0, steps = 0, progress = '-', envelope = envelopes[i] }
+        t = { kind = kinds[kind], priority = priority, attempts = 0, calls = 0, steps = 0, progress = '-',
+          state = 'queued', envelope = envelopes[i] }
       end
       if t and t.state == 'queued' and not taken[id] then
-        taken[id] = true
+        taken[id], count = true, count + 1
         t.state, t.token, t.started = 'running', token, now
         set(LIVE, id, join(t))
         lease(of(kind, RUNNING), deadline, id)

@@ -12,16 +12,16 @@ local function of(kind, key) return KEYS[5 + (kind - 1) * 10 + key] end
 local now, channels, kinds = number(), arg(), {}
 for i = 1, number() do kinds[i] = arg() end
 
--- A live value is "<state> <priority 1-3> <attempts used> <calls> <steps> <token> <started> <progress>\n<envelope>".
+-- A live value is "<state> <kind> <priority 1-3> <attempts used> <calls> <steps> <token> <started> <progress>\n<envelope>".
 local function split(value)
   local stop = string.find(value, '\n', 1, true)
-  local state, priority, attempts, calls, steps, token, started, progress =
-    string.match(string.sub(value, 1, stop - 1), '^(%a+) (%d) (%d+) (%d+) (%d+) (%S+) (%d+) (%S+)$')
-  return { state = state, priority = tonumber(priority), attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
+  local state, kind, priority, attempts, calls, steps, token, started, progress =
+    string.match(string.sub(value, 1, stop - 1), '^(%a+) (%S+) (%d) (%d+) (%d+) (%d+) (%S+) (%d+) (%S+)$')
+  return { state = state, kind = kind, priority = tonumber(priority), attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
     token = token, started = started, progress = progress, envelope = string.sub(value, stop + 1) }
 end
 local function join(t)
-  return t.state .. ' ' .. t.priority .. ' ' .. t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.token .. ' ' .. t.started
+  return t.state .. ' ' .. t.kind .. ' ' .. t.priority .. ' ' .. t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.token .. ' ' .. t.started
     .. ' ' .. t.progress .. '\n' .. t.envelope
 end
 
@@ -109,7 +109,7 @@ local function add(tasks, check)
   for _, t in ipairs(tasks) do
     if not known[t.id] then
       known[t.id], t.created, count = true, true, count + 1
-      set(LIVE, t.id, (t.due and 'delayed ' or 'queued ') .. t.priority .. ' 0 ' .. (t.calls or '0 0') .. ' - 0 -\n' .. t.envelope)
+      set(LIVE, t.id, (t.due and 'delayed ' or 'queued ') .. kinds[t.kind] .. ' ' .. t.priority .. ' 0 ' .. (t.calls or '0 0') .. ' - 0 -\n' .. t.envelope)
       if t.due then delay(of(t.kind, DELAYED), t.due, t.id) else push(of(t.kind, t.priority), t.envelope) end
       wake(t.kind, t.due)
     end

@@ -1,0 +1,4 @@
+import { runWorker } from '../start.ts'
+import { createChat } from './worker.ts'
+
+await runWorker((config) => [createChat(config.openai)])

@@ -1,0 +1,4 @@
+import { runWorker } from '../start.ts'
+import conversation from './worker.ts'
+
+await runWorker(() => [conversation])

@@ -1,0 +1,4 @@
+import { runWorker } from '../start.ts'
+import sequence from './worker.ts'
+
+await runWorker(() => [sequence])

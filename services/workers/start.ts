@@ -1,0 +1,55 @@
+/** What the entry points of the workers share. */
+import type { Broker } from '#shared/broker/broker.ts'
+import { openBroker } from '#shared/broker/open.ts'
+import { type Config, ConfigError, loadConfig } from '#shared/runtime/config.ts'
+import { openKeyring } from '#shared/runtime/keyfile.ts'
+import { createLogger, type Log } from '#shared/runtime/log.ts'
+import { runMain } from '#shared/runtime/process.ts'
+import type { Implementation } from '#shared/worker/implement.ts'
+import { createWorker } from '#shared/worker/worker.ts'
+
+/** Runs a worker until the signal aborts, over a store that the caller opens and closes. */
+export async function startWorker(
+  config: Config,
+  deps: { broker: Broker; log: Log; signal: AbortSignal; implementations: readonly Implementation[] },
+): Promise<void> {
+  const { broker, log, signal, implementations } = deps
+  const worker = createWorker({
+    ...{ broker, log, implementations },
+    keyring: await openKeyring(config.secret),
+    concurrency: config.workerConcurrency ?? undefined,
+    leaseMs: config.leaseMs,
+    graceMs: config.workerGraceMs,
+  })
+  const kinds = implementations.map(({ contract }) => contract.kind)
+  log.info('Working.', { kinds })
+  await worker.loop(signal)
+  log.info('Stopped.', { kinds })
+}
+
+/** Runs one worker process until it is told to stop: running tasks end, or are given back when the grace is over. */
+export function runWorker(implementationsOf: (config: Config) => readonly Implementation[]): Promise<void> {
+  return runMain('worker', async (signal) => {
+    const config = loadConfig(process.env)
+    const log = createLogger(config.logLevel)
+    const implementations = implementationsOf(config)
+    const broker = await openBroker(config.store, { partitions: config.partitions, log })
+    try {
+      await startWorker(config, { broker, log, signal, implementations })
+    } finally {
+      await broker.close()
+    }
+  })
+}
+
+/** Those of the implementations that `WORKER_KINDS` names; all when it is not set. */
+export function chosen(config: Config, implementations: readonly Implementation[]): readonly Implementation[] {
+  const { workerKinds } = config
+  if (workerKinds === null) return implementations
+  const known = implementations.map(({ contract }) => contract.kind)
+  const unknown = workerKinds.filter((kind) => !known.includes(kind))
+  if (unknown.length > 0) {
+    throw new ConfigError([`WORKER_KINDS names ${unknown.join(', ')}; the kinds are ${known.join(', ')}`])
+  }
+  return implementations.filter(({ contract }) => workerKinds.includes(contract.kind))
+}

@@ -1,0 +1,4 @@
+import { runWorker } from '../start.ts'
+import sum from './worker.ts'
+
+await runWorker(() => [sum])

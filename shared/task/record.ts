@@ -1,0 +1,166 @@
+import { type Contract, redact } from './define.ts'
+import { type Envelope, FINAL_STATES, type FinalRecord, type FinalState, PRIORITIES, type TaskError } from './task.ts'
+
+/** The `status_code` of a cancelled task: "client closed request", the one code that no handler or provider answers with. */
+export const CANCELLED_STATUS = 499
+
+export const CANCELLED_ERROR: TaskError = { type: 'cancelled', message: 'The task was cancelled.' }
+
+/**
+ * The final record of a task. A succeeded one holds its result: a string as it is, anything else as JSON with `content_type`. Another one
+ * holds the error, and its message as the result's text. The payload is kept with its secrets redacted, and left out
+ * when there is no contract to tell them.
+ */
+export function buildRecord(end: {
+  contract?: Contract | undefined
+  envelope: Envelope
+  state: FinalState
+  result?: unknown
+  statusCode: number
+  error?: TaskError | undefined
+  /** The attempt that ended it; 0 when it never ran. */
+  attempt: number
+  calls: number
+  steps: number
+  startedAt: number | null
+  finishedAt: number
+}): FinalRecord {
+  const { contract, envelope, error } = end
+  const text = error ? { result: error.message } : encodeResult(end.result)
+  return present({
+    ...text,
+    status_code: end.statusCode,
+    kind: envelope.kind ?? contract?.kind,
+    status: end.state,
+    error,
+    payload: contract && redact(contract, envelope.payload),
+    attempt: end.attempt,
+    max_attempts: envelope.max_attempts ?? contract?.retry.maxAttempts,
+    created_at: envelope.created_at,
+    started_at: end.startedAt ?? undefined,
+    finished_at: end.finishedAt,
+    priority: envelope.priority,
+    timeout_ms: envelope.timeout_ms,
+    retention_s: envelope.retention_s,
+    parent: envelope.parent,
+    calls: end.calls,
+    steps: end.steps,
+    traceparent: envelope.traceparent,
+  })
+}
+
+/** The record of a task that was cancelled before it ended by itself. */
+export function cancelledRecord(end: {
+  contract?: Contract | undefined
+  envelope: Envelope
+  attempt: number
+  calls: number
+  steps: number
+  startedAt: number | null
+  finishedAt: number
+}): FinalRecord {
+  return buildRecord({ ...end, state: 'cancelled', statusCode: CANCELLED_STATUS, error: CANCELLED_ERROR })
+}
+
+/** A result as a final record holds it. */
+export function encodeResult(result: unknown): Pick<FinalRecord, 'result' | 'content_type'> {
+  if (typeof result === 'string') return { result }
+  return { result: JSON.stringify(result) ?? 'null', content_type: 'application/json' }
+}
+
+/** The result that a record holds: parsed when it says that it is JSON, else the text. */
+export function decodeResult(record: FinalRecord): unknown {
+  if (record.content_type !== 'application/json') return record.result
+  try {
+    return JSON.parse(record.result)
+  } catch {
+    return record.result
+  }
+}
+
+/**
+ * Reads a final record, which any program may have written. A result that is not text is taken as JSON, a status code may be written as
+ * text, and fields of ours that have the wrong type are left out. Null when it has no result or no status code.
+ */
+export function readRecord(text: string): FinalRecord | null {
+  const value = parseObject(text)
+  if (value === null || value['result'] === undefined) return null
+  const statusCode = Number(value['status_code'] ?? Number.NaN)
+  if (!Number.isInteger(statusCode)) return null
+  const known = fitting(value, RECORD_FIELDS)
+  return { ...known, ...withType(encodeResult(value['result']), known['content_type']), status_code: statusCode }
+}
+
+/** Reads an envelope, which any program may have sent. Fields of ours that have the wrong type are left out. Null when it has no id. */
+export function readEnvelope(text: string): Envelope | null {
+  const value = parseObject(text)
+  const id = value?.['task_id']
+  if (value === null || typeof id !== 'string' || id === '') return null
+  return { ...fitting(value, ENVELOPE_FIELDS), task_id: id, payload: value['payload'] }
+}
+
+type Fits = (value: unknown) => boolean
+
+const isText: Fits = (value) => typeof value === 'string'
+const isCount: Fits = (value) => Number.isSafeInteger(value) && Number(value) >= 0
+const isOneOf =
+  (values: readonly unknown[]): Fits =>
+  (value) =>
+    values.includes(value)
+const isObjectWith =
+  (...names: string[]): Fits =>
+  (value) =>
+    typeof value === 'object' && value !== null && names.every((name) => isText(Reflect.get(value, name)))
+
+const SHARED_FIELDS: Record<string, Fits> = {
+  kind: isText,
+  created_at: isCount,
+  priority: isOneOf(PRIORITIES),
+  max_attempts: isCount,
+  timeout_ms: isCount,
+  retention_s: isCount,
+  parent: isObjectWith('id', 'kind'),
+  traceparent: isText,
+}
+
+const ENVELOPE_FIELDS: Record<string, Fits> = { ...SHARED_FIELDS, v: isOneOf([1]) }
+
+const RECORD_FIELDS: Record<string, Fits> = {
+  ...SHARED_FIELDS,
+  content_type: isText,
+  status: isOneOf(FINAL_STATES),
+  error: isObjectWith('type', 'message'),
+  payload: () => true,
+  attempt: isCount,
+  started_at: isCount,
+  finished_at: isCount,
+  calls: isCount,
+  steps: isCount,
+  step: isText,
+}
+
+function fitting(value: Record<string, unknown>, fields: Record<string, Fits>): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(value).filter(([name, field]) => Object.hasOwn(fields, name) && fields[name]?.(field)),
+  )
+}
+
+function withType(encoded: Pick<FinalRecord, 'result' | 'content_type'>, given: unknown) {
+  return encoded.content_type === undefined && typeof given === 'string' ? { ...encoded, content_type: given } : encoded
+}
+
+function parseObject(text: string): Record<string, unknown> | null {
+  try {
+    const value: unknown = JSON.parse(text)
+    return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : null
+  } catch {
+    return null
+  }
+}
+
+/** The fields that are set. */
+function present<T extends object>(fields: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as {
+    [K in keyof T]: Exclude<T[K], undefined>
+  }
+}

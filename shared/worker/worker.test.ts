@@ -1,0 +1,612 @@
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import * as z from 'zod'
+import type { Broker } from '#shared/broker/broker.ts'
+import { cancelTree } from '#shared/broker/tree.ts'
+import { createLogger } from '#shared/runtime/log.ts'
+import { createKeyring, type Keyring, sealPayload } from '#shared/runtime/seal.ts'
+import { type Contract, defineTask, secret } from '#shared/task/define.ts'
+import { ChildFailed, PermanentError, RetryLater } from '#shared/task/errors.ts'
+import { readRecord } from '#shared/task/record.ts'
+import { encodeEnvelope, type FinalRecord } from '#shared/task/task.ts'
+import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
+import { stores } from '#shared/test/stores.ts'
+import { type Context, type Implementation, implement } from './implement.ts'
+import { createWorker, type WorkerOptions } from './worker.ts'
+
+const add = defineTask({
+  kind: 'add',
+  description: 'Adds.',
+  input: z.object({ a: z.number(), b: z.number() }),
+  output: z.number(),
+})
+const anyJson = z.unknown()
+
+/** A kind whose handler the test gives. */
+function kind(name: string, rules: Partial<Parameters<typeof defineTask>[0]> = {}) {
+  return defineTask({ kind: name, description: name, input: anyJson, output: anyJson, ...rules })
+}
+
+for (const store of stores) {
+  describe(`a worker on ${store.name}`, () => {
+    let clock: ManualClock
+    let broker: Broker
+    let log: string[]
+    const adder = implement(add, ({ a, b }) => a + b)
+
+    beforeEach(() => {
+      clock = manualClock()
+      broker = store.open({ now: clock.now })
+      log = []
+    })
+    afterEach(() => broker.close())
+
+    function worker(implementations: Implementation[], options: Partial<WorkerOptions> = {}) {
+      return createWorker({
+        ...{ broker, clock, implementations, keyring: null, log: createLogger('debug', (line) => log.push(line)) },
+        ...{ random: () => 1, ...options },
+      })
+    }
+
+    async function create(contract: Contract, payload: unknown, envelope: Record<string, unknown> = {}) {
+      const id = crypto.randomUUID()
+      await broker.enqueue([
+        {
+          ...{ id, kind: contract.kind, priority: 'normal' },
+          envelope: encodeEnvelope({ task_id: id, kind: contract.kind, payload, created_at: clock.now(), ...envelope }),
+        },
+      ])
+      return id
+    }
+
+    async function recordOf(id: string): Promise<FinalRecord> {
+      const [stored] = await broker.get([id])
+      const record = stored?.record ? readRecord(stored.record) : null
+      if (!record) throw new Error(`Task ${id} has not ended: ${JSON.stringify(stored)}`)
+      return record
+    }
+
+    async function stateOf(id: string) {
+      const [stored] = await broker.get([id])
+      return stored?.live?.state ?? (stored?.record ? 'final' : null)
+    }
+
+    test('stores the result, the payload and the times of a task', async () => {
+      const id = await create(add, { a: 1, b: 2 })
+      expect(await worker([adder]).drain()).toBe(1)
+      expect(await recordOf(id)).toMatchObject({
+        ...{ result: '3', content_type: 'application/json', status_code: 200, status: 'succeeded', kind: 'add' },
+        ...{ payload: { a: 1, b: 2 }, attempt: 1, max_attempts: 5, created_at: clock.now(), finished_at: clock.now() },
+      })
+    })
+
+    test('runs a thousand tasks with few calls, each once', async () => {
+      const runs = new Map<string, number>()
+      const counted = implement(add, ({ a, b }, ctx) => {
+        runs.set(ctx.taskId, (runs.get(ctx.taskId) ?? 0) + 1)
+        return a + b
+      })
+      const ids = await Promise.all(Array.from({ length: 1000 }, (_, i) => create(add, { a: i, b: 1 })))
+      let calls = 0
+      const counting: Broker = {
+        ...broker,
+        settle(...args) {
+          calls++
+          return broker.settle(...args)
+        },
+      }
+      await worker([counted], { broker: counting, concurrency: 100 }).drain()
+      expect(runs.size).toBe(1000)
+      expect(Math.max(...runs.values())).toBe(1)
+      expect((await recordOf(ids[999] as string)).result).toBe('1000')
+      expect(calls).toBeLessThan(40)
+    })
+
+    test('fails a task whose payload does not fit, at once and with the field named', async () => {
+      const id = await create(add, { a: 'x', b: 2 })
+      await worker([adder]).drain()
+      const record = await recordOf(id)
+      expect(record).toMatchObject({ status: 'failed', status_code: 422, attempt: 1, error: { type: 'invalid_input' } })
+      expect(record.result).toContain('payload.a')
+    })
+
+    test('fails a task at once on a permanent error, with its status code and message', async () => {
+      const broken = kind('broken')
+      const id = await create(broken, {})
+      const handler = () => {
+        throw new PermanentError('Invalid API key', { statusCode: 400, code: 'invalid_api_key' })
+      }
+      await worker([implement(broken, handler)]).drain()
+      expect(await recordOf(id)).toMatchObject({
+        ...{ result: 'Invalid API key', status_code: 400, attempt: 1 },
+        error: { type: 'invalid_api_key', message: 'Invalid API key' },
+      })
+    })
+
+    test('retries other errors with a growing delay, and fails when the attempts are used up', async () => {
+      const flaky = kind('flaky', { retry: { maxAttempts: 3, backoffMs: 1_000 } })
+      const attempts: number[] = []
+      const id = await create(flaky, {})
+      const failing = worker([
+        implement(flaky, (_, ctx) => {
+          attempts.push(ctx.attempt)
+          throw new Error(`no. ${ctx.attempt}`)
+        }),
+      ])
+      await failing.drain()
+      expect(await stateOf(id)).toBe('delayed')
+      clock.advance(999)
+      await failing.drain()
+      expect(attempts).toEqual([1])
+      clock.advance(1)
+      await failing.drain()
+      clock.advance(1_999)
+      await failing.drain()
+      expect(attempts).toEqual([1, 2])
+      clock.advance(1)
+      await failing.drain()
+      expect(attempts).toEqual([1, 2, 3])
+      expect(await recordOf(id)).toMatchObject({ status: 'failed', status_code: 500, attempt: 3, result: 'no. 3' })
+    })
+
+    test('waits at least as long as a RetryLater says', async () => {
+      const limited = kind('limited')
+      const id = await create(limited, {})
+      const handler = (_: unknown, ctx: Context) => {
+        if (ctx.attempt === 1) throw new RetryLater('Slow down', { afterMs: 90_000, statusCode: 429 })
+        return 'done'
+      }
+      const patient = worker([implement(limited, handler)])
+      await patient.drain()
+      clock.advance(89_999)
+      await patient.drain()
+      expect(await stateOf(id)).toBe('delayed')
+      clock.advance(1)
+      await patient.drain()
+      expect(await recordOf(id)).toMatchObject({ result: 'done', attempt: 2 })
+    })
+
+    test('aborts the signal of a run whose time is up, and counts it as a failed attempt', async () => {
+      const slow = kind('slow', { timeoutMs: 1_000, retry: { maxAttempts: 1 } })
+      const id = await create(slow, {})
+      const started = Promise.withResolvers<AbortSignal>()
+      const drained = worker([
+        implement(slow, (_, ctx) => {
+          started.resolve(ctx.signal)
+          return new Promise(() => undefined)
+        }),
+      ]).drain()
+      const signal = await started.promise
+      clock.advance(1_000)
+      await drained
+      expect(signal.aborted).toBe(true)
+      expect(await recordOf(id)).toMatchObject({ status: 'failed', status_code: 504, error: { type: 'timeout' } })
+    })
+
+    test('refuses a worker that wakes up after its lease went to another', async () => {
+      const slow = kind('slow')
+      const id = await create(slow, {})
+      const started = Promise.withResolvers<void>()
+      const finish = Promise.withResolvers<string>()
+      const sleepy = worker(
+        [
+          implement(slow, () => {
+            started.resolve()
+            return finish.promise
+          }),
+        ],
+        // It is stopped as a whole: its heartbeat too.
+        { leaseMs: 30_000, clock: manualClock() },
+      ).drain()
+      await started.promise
+      clock.advance(30_000)
+      await worker([implement(slow, () => 'from the second worker')]).drain()
+      finish.resolve('late')
+      await sleepy
+      expect(await recordOf(id)).toMatchObject({ result: 'from the second worker', attempt: 2 })
+      expect(log.some((line) => line.includes('refused') && line.includes(id))).toBe(true)
+    })
+
+    test('keeps the lease of a long run by its heartbeat', async () => {
+      const slow = kind('slow', { timeoutMs: 600_000 })
+      const id = await create(slow, {})
+      const started = Promise.withResolvers<void>()
+      const finish = Promise.withResolvers<string>()
+      const extended = Promise.withResolvers<void>()
+      const watched = {
+        ...broker,
+        async extend(...args: Parameters<Broker['extend']>) {
+          const lapsed = await broker.extend(...args)
+          extended.resolve()
+          return lapsed
+        },
+      }
+      const handler = (_: unknown, ctx: Context) => {
+        ctx.progress(1, 2)
+        started.resolve()
+        return finish.promise
+      }
+      const drained = worker([implement(slow, handler)], { broker: watched, leaseMs: 30_000 }).drain()
+      await started.promise
+      clock.advance(20_000)
+      await extended.promise
+      clock.advance(20_000)
+      expect(await worker([implement(slow, () => 'stolen')]).drain()).toBe(0)
+      expect((await broker.get([id]))[0]?.live?.progress).toEqual({ done: 1, total: 2 })
+      finish.resolve('kept')
+      await drained
+      expect(await recordOf(id)).toMatchObject({ result: 'kept', attempt: 1 })
+    })
+
+    test('aborts the signal of a cancelled task at the next heartbeat, and reports nothing', async () => {
+      const slow = kind('slow')
+      const id = await create(slow, {})
+      const started = Promise.withResolvers<AbortSignal>()
+      const drained = worker([
+        implement(slow, (_, ctx) => {
+          started.resolve(ctx.signal)
+          return new Promise((_resolve, reject) =>
+            ctx.signal.addEventListener('abort', () => reject(ctx.signal.reason)),
+          )
+        }),
+      ]).drain()
+      const signal = await started.promise
+      await cancelTree({ broker, contracts: {}, now: clock.now }, id)
+      clock.advance(10_000)
+      await drained
+      expect(signal.reason).toMatchObject({ code: 'cancelled' })
+      expect(await recordOf(id)).toMatchObject({ status: 'cancelled' })
+    })
+
+    test('gives back what does not end within the grace of a stop, the attempt not used up', async () => {
+      const slow = kind('slow')
+      const id = await create(slow, {})
+      const started = Promise.withResolvers<AbortSignal>()
+      const stop = new AbortController()
+      const looping = worker(
+        [
+          implement(slow, (_, ctx) => {
+            started.resolve(ctx.signal)
+            return new Promise(() => undefined)
+          }),
+        ],
+        { graceMs: 5_000 },
+      ).loop(stop.signal)
+      const signal = await started.promise
+      stop.abort()
+      clock.advance(4_999)
+      expect(signal.aborted).toBe(false)
+      clock.advance(1)
+      await looping
+      expect(signal.reason).toMatchObject({ code: 'stopping' })
+      expect(await stateOf(id)).toBe('queued')
+      await worker([implement(slow, (_, ctx) => ctx.attempt)]).drain()
+      expect(await recordOf(id)).toMatchObject({ result: '1' })
+    })
+
+    test('is woken by a new task while it waits', async () => {
+      const stop = new AbortController()
+      const done = Promise.withResolvers<void>()
+      const first = Promise.withResolvers<void>()
+      const looping = worker([
+        implement(add, ({ a, b }) => {
+          if (a === 0) first.resolve()
+          else done.resolve()
+          return a + b
+        }),
+      ]).loop(stop.signal)
+      await create(add, { a: 0, b: 0 })
+      await first.promise
+      // Time stands still: only a wake-up can bring the second one.
+      await create(add, { a: 1, b: 0 })
+      await done.promise
+      stop.abort()
+      await looping
+    })
+
+    test('gives up a task that took its worker down in every attempt', async () => {
+      const id = await create(add, { a: 1, b: 2 }, { max_attempts: 2 })
+      for (const _ of [1, 2]) {
+        expect((await broker.claim({ kinds: ['add'], limit: 1, leaseMs: 1_000, takeBack: true })).tasks).toHaveLength(1)
+        clock.advance(1_000)
+      }
+      await worker([adder]).drain()
+      expect(await recordOf(id)).toMatchObject({ status: 'failed', attempt: 3, error: { type: 'worker_lost' } })
+    })
+
+    test('fails a task whose result does not fit its kind, or is too large', async () => {
+      const big = kind('big')
+      const [wrong, huge] = [await create(add, { a: 1e308, b: 1e308 }), await create(big, {})]
+      await worker([adder, implement(big, () => 'x'.repeat(1_048_577))]).drain()
+      expect(await recordOf(wrong)).toMatchObject({ status: 'failed', error: { type: 'invalid_output' } })
+      expect(await recordOf(huge)).toMatchObject({ status: 'failed', error: { type: 'result_too_large' } })
+    })
+
+    test('goes on by itself after an outage of the store, and loses no result in hand', async () => {
+      const id = await create(add, { a: 1, b: 2 })
+      let away = true
+      const outage = Promise.withResolvers<void>()
+      const { StoreUnavailable } = await import('#shared/task/errors.ts')
+      const unreliable: Broker = {
+        ...broker,
+        async settle(...args) {
+          if (!away) return broker.settle(...args)
+          outage.resolve()
+          throw new StoreUnavailable('It is away.')
+        },
+      }
+      const drained = worker([adder], { broker: unreliable }).drain()
+      await outage.promise
+      away = false
+      // The wait before the next try starts a moment later.
+      while (!log.some((line) => line.includes('does not answer'))) await Promise.resolve()
+      clock.advance(5_000)
+      await drained
+      expect(await recordOf(id)).toMatchObject({ result: '3', attempt: 1 })
+    })
+
+    describe('composition', () => {
+      const parent = kind('parent')
+      /** Forgets what is kept in memory at every turn: each resume is a re-run from history. */
+      async function drainAnew(implementations: Implementation[], options: Partial<WorkerOptions> = {}) {
+        let ran = 0
+        for (let turn = 0; turn < 50; turn++) {
+          const count = await worker(implementations, options).drain({ maxTasks: 1 })
+          if (count === 0) return ran
+          ran += count
+        }
+        throw new Error('It does not come to an end.')
+      }
+      const ways = [
+        { way: 'in place', drain: (implementations: Implementation[]) => worker(implementations).drain() },
+        { way: 'from history', drain: drainAnew },
+        { way: 'with one slot', drain: (list: Implementation[]) => worker(list, { concurrency: 1 }).drain() },
+      ]
+
+      for (const { way, drain } of ways) {
+        test(`awaits children one after the other, ${way}`, async () => {
+          const id = await create(parent, {})
+          const handler = implement(parent, async (_, ctx) => {
+            const three = await ctx.call(add, { a: 1, b: 2 })
+            const seven = await ctx.call(add, { a: three, b: 4 })
+            return [three, seven]
+          })
+          await drain([handler, adder])
+          expect(await recordOf(id)).toMatchObject({ result: '[3,7]', calls: 2, steps: 0, attempt: 1 })
+          expect(await recordOf(`${id}.1`)).toMatchObject({ result: '7', parent: { id, kind: 'parent' } })
+        })
+
+        test(`awaits calls side by side, maps and nested parents, ${way}`, async () => {
+          const middle = kind('middle')
+          const id = await create(parent, {})
+          const nested = implement(middle, async (payload, ctx) => {
+            const numbers = await ctx.map(add, [
+              { a: Number(payload), b: 1 },
+              { a: Number(payload), b: 2 },
+            ])
+            return numbers
+          })
+          const handler = implement(parent, async (_, ctx) => {
+            const both = await Promise.all([ctx.call(middle, 10), ctx.call(middle, 20), ctx.map(add, [])])
+            return both
+          })
+          await drain([handler, nested, adder])
+          expect((await recordOf(id)).result).toBe('[[11,12],[21,22],[]]')
+        })
+
+        test(`rejects the await of a failed child with its error, which the handler may catch, ${way}`, async () => {
+          const failing = kind('failing')
+          const [caught, uncaught] = [await create(parent, 'catch'), await create(parent, 'throw')]
+          let cleanups = 0
+          const handler = implement(parent, async (payload, ctx) => {
+            try {
+              return await ctx.call(failing, {})
+            } catch (error) {
+              if (payload !== 'catch') throw error
+              return error instanceof ChildFailed && [error.statusCode, error.message, error.code]
+            } finally {
+              cleanups++
+            }
+          })
+          const broken = implement(failing, () => {
+            throw new PermanentError('Bad luck', { statusCode: 418, code: 'teapot' })
+          })
+          await drain([handler, broken])
+          expect((await recordOf(caught)).result).toBe('[418,"Bad luck","teapot"]')
+          expect(await recordOf(uncaught)).toMatchObject({
+            result: 'Bad luck',
+            status_code: 418,
+            status: 'failed',
+            attempt: 1,
+          })
+          // A run that is given up while it waits runs no finally block.
+          expect(cleanups).toBe(2)
+        })
+
+        test(`runs a step once, whatever happens after it, ${way}`, async () => {
+          const id = await create(parent, {})
+          let effects = 0
+          const handler = implement(parent, async (_, ctx) => {
+            const token = await ctx.step('draw', () => ({ drawn: ++effects }))
+            const sum = await ctx.call(add, { a: token.drawn, b: 1 })
+            return [token, sum, await ctx.step('nothing', () => undefined)]
+          })
+          await drain([handler, adder])
+          expect(await recordOf(id)).toMatchObject({ result: '[{"drawn":1},2,null]', calls: 3, steps: 2 })
+          expect(effects).toBe(1)
+        })
+
+        test(`sleeps without holding a slot, ${way}`, async () => {
+          const id = await create(parent, {})
+          const handler = implement(parent, async (_, ctx) => {
+            await ctx.sleep(60_000)
+            return 'slept'
+          })
+          await drain([handler])
+          expect(await stateOf(id)).toBe('waiting')
+          clock.advance(59_999)
+          expect(await drain([handler])).toBe(0)
+          clock.advance(1)
+          await drain([handler])
+          expect(await recordOf(id)).toMatchObject({ result: 'slept', attempt: 1, steps: 1 })
+        })
+      }
+
+      test('a sleep that is over wakes a parent whose child has not ended', async () => {
+        const never = kind('never')
+        const id = await create(parent, {})
+        const handler = implement(parent, (_, ctx) =>
+          Promise.race([ctx.call(never, {}), ctx.sleep(1_000).then(() => 'too late')]),
+        )
+        await worker([handler]).drain()
+        clock.advance(1_000)
+        await worker([handler]).drain()
+        expect(await recordOf(id)).toMatchObject({ result: 'too late' })
+        expect(await stateOf(`${id}.0`)).toBe('queued')
+      })
+
+      test('a fan-out larger than one call makes every child once', async () => {
+        const id = await create(parent, {})
+        const handler = implement(parent, async (_, ctx) => {
+          const numbers = await ctx.map(
+            add,
+            Array.from({ length: 1_700 }, (_entry, i) => ({ a: i, b: 1 })),
+          )
+          return numbers.reduce((a, b) => a + b, 0)
+        })
+        await worker([handler, adder]).drain()
+        expect(await recordOf(id)).toMatchObject({ result: String((1_700 * 1_701) / 2), calls: 1_700 })
+        expect((await broker.stats(['add']))[0]?.succeeded).toBe(1_700)
+      })
+
+      test('a parent that dies between two parts of its fan-out is run again, and no child is made twice', async () => {
+        const id = await create(parent, {})
+        const handler = implement(parent, (_, ctx) =>
+          ctx.map(
+            add,
+            Array.from({ length: 1_200 }, (_entry, i) => ({ a: i, b: 0 })),
+          ),
+        )
+        let parts = 0
+        const died = Promise.withResolvers<void>()
+        const dying: Broker = {
+          ...broker,
+          async settle(outcomes, next) {
+            if (outcomes.some(({ type }) => type === 'call') && ++parts === 2) {
+              died.resolve()
+              return new Promise(() => undefined)
+            }
+            return broker.settle(outcomes, next)
+          },
+        }
+        void worker([handler], { broker: dying, clock: manualClock() }).drain()
+        await died.promise
+        clock.advance(30_000)
+        await worker([handler, adder]).drain()
+        expect(JSON.parse((await recordOf(id)).result)).toEqual(Array.from({ length: 1_200 }, (_, i) => i))
+        expect((await broker.stats(['add']))[0]?.succeeded).toBe(1_200)
+      })
+
+      test('a re-run that calls something else fails, and says which call', async () => {
+        const id = await create(parent, {})
+        let runs = 0
+        const handler = implement(parent, async (_, ctx) => {
+          runs++
+          return ctx.call(add, { a: runs, b: 0 })
+        })
+        await drainAnew([handler, adder])
+        const record = await recordOf(id)
+        expect(record).toMatchObject({ status: 'failed', error: { type: 'history_mismatch' } })
+        expect(record.result).toContain(`Call 0 of parent task ${id}`)
+      })
+
+      test('cancelling a parent ends its children, queued and running', async () => {
+        const id = await create(parent, {})
+        const handler = implement(parent, (_, ctx) =>
+          ctx.map(add, [
+            { a: 1, b: 1 },
+            { a: 2, b: 2 },
+          ]),
+        )
+        await worker([handler]).drain()
+        await broker.claim({ kinds: ['add'], limit: 1, leaseMs: 1_000, takeBack: false })
+        await cancelTree({ broker, contracts: {}, now: clock.now }, id)
+        for (const task of [id, `${id}.0`, `${id}.1`])
+          expect(await recordOf(task)).toMatchObject({ status: 'cancelled' })
+        expect(await worker([handler, adder]).drain()).toBe(0)
+      })
+
+      test('an invalid payload for a child fails the parent at once, and nothing is called', async () => {
+        const id = await create(parent, {})
+        const handler = implement(parent, (_, ctx) => ctx.call(add, { a: 'x' as unknown as number, b: 1 }))
+        await worker([handler, adder]).drain()
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', error: { type: 'invalid_input' }, calls: 0 })
+      })
+    })
+
+    describe('secrets', () => {
+      const KEY = 'sk-very-secret-0123456789'
+      const guarded = kind('guarded', { input: z.object({ key: secret(z.string()) }) }) as Contract
+      let keyring: Keyring
+
+      beforeEach(async () => {
+        keyring = await createKeyring([btoa('k'.repeat(32))])
+      })
+
+      async function createGuarded(contract: Contract) {
+        const id = crypto.randomUUID()
+        const payload = await sealPayload(keyring, contract, id, { key: KEY })
+        await broker.enqueue([
+          {
+            id,
+            kind: contract.kind,
+            priority: 'normal',
+            envelope: encodeEnvelope({ task_id: id, kind: contract.kind, payload }),
+          },
+        ])
+        return id
+      }
+
+      test('are opened for the handler, sealed for children, and in no record, error or log', async () => {
+        const outer = kind('outer', { input: z.object({ key: secret(z.string()) }) })
+        const seen: unknown[] = []
+        const list = [
+          implement(outer, async (payload, ctx) => {
+            const { key } = payload as { key: string }
+            seen.push(key)
+            await ctx.call(guarded, { key }).catch(() => undefined)
+            throw new Error(`What now, ${key}?`)
+          }),
+          implement(guarded, (payload) => {
+            const { key } = payload as { key: string }
+            seen.push(key)
+            throw new PermanentError(`The key ${key} does not fit`)
+          }),
+        ]
+        const id = await createGuarded(outer)
+        const busy = worker(list, { keyring, clock })
+        await busy.drain()
+        const delayed = await broker.get([id, `${id}.0`])
+        expect(JSON.stringify(delayed)).not.toContain(KEY)
+        for (let attempt = 2; attempt <= 5; attempt++) {
+          clock.advance(60_000)
+          await busy.drain()
+        }
+        expect(new Set(seen)).toEqual(new Set([KEY]))
+        expect(seen.length).toBeGreaterThanOrEqual(6)
+        expect(await recordOf(id)).toMatchObject({
+          payload: { key: '[sealed]' },
+          result: 'What now, [sealed]?',
+          attempt: 5,
+        })
+        expect((await recordOf(`${id}.0`)).result).toBe('The key [sealed] does not fit')
+        expect(log.join('\n')).not.toContain(KEY)
+      })
+
+      test('that this worker has no key for fail the task with what to do', async () => {
+        const id = await createGuarded(guarded)
+        await worker([implement(guarded, () => 'never')]).drain()
+        expect((await recordOf(id)).result).toContain('TASKER_SECRET')
+      })
+    })
+  })
+}

@@ -1,0 +1,351 @@
+import type { Broker, Claim, Claimed, ClaimRequest, Outcome } from '#shared/broker/broker.ts'
+import { sweepOnce } from '#shared/broker/expire.ts'
+import { type Clock, nextTurn, systemClock } from '#shared/runtime/clock.ts'
+import { createGroup } from '#shared/runtime/group.ts'
+import type { Log } from '#shared/runtime/log.ts'
+import type { Keyring } from '#shared/runtime/seal.ts'
+import { RunAborted, StoreUnavailable } from '#shared/task/errors.ts'
+import { createExecutor, type Execution } from './execute.ts'
+import type { Implementation } from './implement.ts'
+
+export interface WorkerOptions {
+  readonly broker: Broker
+  /** The kinds that this worker runs. */
+  readonly implementations: readonly Implementation[]
+  readonly keyring: Keyring | null
+  readonly log: Log
+  /** Tasks run at once. Default: the largest of the kinds'. */
+  readonly concurrency?: number | undefined
+  /** Milliseconds after which a task of a worker that died is taken by another. Leases are extended at a third of it. Default 30,000. */
+  readonly leaseMs?: number | undefined
+  /** An idle worker looks for missed wake-ups, expired leases and due delays so often, in ms. Default 1,000. */
+  readonly pollMs?: number | undefined
+  /** Looks for expired results and foreign ones so often, in ms. Default 1,000. */
+  readonly sweepMs?: number | undefined
+  /** A stopping worker lets running tasks go on for so long, in ms, then gives them back. Default 10,000. */
+  readonly graceMs?: number | undefined
+  readonly clock?: Clock
+  readonly random?: () => number
+}
+
+export interface DrainLimits {
+  /** Claims no more after so many tasks. */
+  readonly maxTasks?: number
+  /** Stops then, in ms since the epoch. */
+  readonly until?: number
+}
+
+export interface Worker {
+  /** Runs tasks until no more are due, a limit is reached or the signal aborts. Resolves with the number of tasks run; nothing is held then. */
+  drain(limits?: DrainLimits, signal?: AbortSignal): Promise<number>
+  /** Drains and waits for more, until the signal aborts; then stops gracefully: claims no more, lets running tasks end, gives the rest back. */
+  loop(signal: AbortSignal): Promise<void>
+}
+
+/** How often running tasks are checked for time-outs. */
+const TICK_MS = 250
+const MAX_SETTLE = 1_000
+
+/** A worker for some kinds. Outcomes are settled together, and one settle brings the next tasks. */
+export function createWorker(options: WorkerOptions): Worker {
+  const { broker, log, keyring, clock = systemClock, random = Math.random } = options
+  const { leaseMs = 30_000, pollMs = 1_000, sweepMs = 1_000, graceMs = 10_000 } = options
+  const kinds = options.implementations.map(({ contract }) => contract.kind)
+  const concurrency =
+    options.concurrency ?? Math.max(...options.implementations.map(({ contract }) => contract.concurrency))
+
+  /** Tasks that are held: running, or ended and not settled yet. */
+  const held = new Map<string, Execution>()
+  let running = 0
+  let taken = 0
+  let maxTasks = Number.POSITIVE_INFINITY
+  /** Slots that claims under way have asked for. */
+  let asked = 0
+  /** Whether more is likely to be queued than was claimed. */
+  let more = false
+  let wakes = 0
+  /** When to look for what no wake-up told, and when something is known to be due. */
+  let nextLook = 0
+  let dueAt = 0
+  let turn = 0
+  let storeFailures = 0
+  let stopping = true
+  /** Aborts when the grace of a stop is over: nothing is waited for any more. */
+  let graceOver = new AbortController()
+  let changed = Promise.withResolvers<void>()
+
+  const executor = createExecutor({
+    ...{ keyring, clock, random },
+    broker: { ...broker, get: (ids) => insist(() => broker.get(ids)) },
+    implementations: new Map(
+      options.implementations.map((implementation) => [implementation.contract.kind, implementation]),
+    ),
+    commit: async (outcome) => (await settle([outcome]))[0] === true,
+  })
+
+  const settle = createGroup<Outcome, boolean>(
+    (outcomes) =>
+      insist(async () => {
+        // What calls children, or ends one, queues tasks in this very call.
+        if (outcomes.some(({ type, parent }) => type === 'call' || parent)) more = true
+        const request = more ? claimRequest() : undefined
+        const { refused } = await claiming(
+          request,
+          () => broker.settle(outcomes, request),
+          (settled) => settled.next,
+        )
+        const lost = new Set(refused)
+        return outcomes.map(({ id }) => !lost.has(id))
+      }),
+    { maxBatch: MAX_SETTLE, gather: nextTurn },
+  )
+
+  /** Makes a call again until the store is back: a result in hand is never thrown away. Gives up only when a stop's grace is over. */
+  async function insist<T>(work: () => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return answered(await work())
+      } catch (error) {
+        if (!(error instanceof StoreUnavailable) || graceOver.signal.aborted) throw error
+        await clock.sleep(unanswered(error), graceOver.signal)
+      }
+    }
+  }
+
+  function answered<T>(value: T): T {
+    if (storeFailures > 0) log.info('The store answers again')
+    storeFailures = 0
+    return value
+  }
+
+  /** Says how long to wait for a store that does not answer, in ms. */
+  function unanswered(error: StoreUnavailable): number {
+    if (storeFailures++ === 0) log.warn('The store does not answer; trying again', { reason: error.message })
+    return Math.min(5_000, 100 * 2 ** Math.min(storeFailures, 10)) * (0.5 + random() / 2)
+  }
+
+  function signalChange(): void {
+    changed.resolve()
+    changed = Promise.withResolvers()
+  }
+
+  /** Slots that are free. Tasks that wait to be settled hold none, but not without bound. */
+  function room(): number {
+    return Math.min(concurrency - running, 2 * concurrency - held.size, maxTasks - taken) - asked
+  }
+
+  /** At most half of the slots in one call, so that one half runs while the other is settled. */
+  function claimRequest(): ClaimRequest | undefined {
+    const limit = Math.min(room(), Math.ceil(concurrency / 2))
+    if (limit <= 0 || stopping) return undefined
+    const now = clock.now()
+    const takeBack = now >= Math.min(nextLook, dueAt)
+    if (takeBack) {
+      nextLook = now + pollMs
+      dueAt = Number.POSITIVE_INFINITY
+    }
+    turn = (turn + 1) % kinds.length
+    // Each kind has its turn to be first among those of one priority.
+    return { kinds: [...kinds.slice(turn), ...kinds.slice(0, turn)], limit, leaseMs, takeBack }
+  }
+
+  /** Makes a call that may bring tasks, and starts them. */
+  async function claiming<T>(
+    request: ClaimRequest | undefined,
+    work: () => Promise<T>,
+    claimOf: (answer: T) => Claim | null,
+  ): Promise<T> {
+    const wakesBefore = wakes
+    const limit = request?.limit ?? 0
+    asked += limit
+    try {
+      const answer = await work()
+      const claim = claimOf(answer)
+      if (!claim) return answer
+      const dueNow = claim.nextDueAt !== null && claim.nextDueAt <= clock.now()
+      more = dueNow || claim.tasks.length >= limit || wakes !== wakesBefore
+      if (claim.nextDueAt !== null) dueAt = Math.min(dueAt, claim.nextDueAt)
+      for (const task of claim.tasks) void run(task)
+      return answer
+    } finally {
+      asked -= limit
+    }
+  }
+
+  async function claim(): Promise<void> {
+    const request = claimRequest()
+    if (!request) return
+    try {
+      await claiming(
+        request,
+        () => broker.claim(request),
+        (claim) => claim,
+      )
+      answered(null)
+    } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error
+      more = false
+      nextLook = clock.now() + unanswered(error)
+      dueAt = Number.POSITIVE_INFINITY
+    }
+  }
+
+  async function run(claimed: Claimed): Promise<void> {
+    running++
+    taken++
+    const execution = executor.execute(claimed)
+    held.set(claimed.id, execution)
+    const outcome = await execution.outcome
+    running--
+    signalChange()
+    if (outcome) await report(claimed, outcome)
+    // The settle may have brought this very task again.
+    if (held.get(claimed.id) === execution) held.delete(claimed.id)
+    signalChange()
+  }
+
+  async function report({ id, kind }: Claimed, outcome: Outcome): Promise<void> {
+    try {
+      const [accepted = false] = await settle([outcome])
+      if (outcome.type === 'call') executor.parked(id, accepted)
+      if (!accepted) log.info('A late result was refused', { task_id: id, kind })
+    } catch (error) {
+      log.error('A result could not be stored; the task runs again when its lease ends', {
+        task_id: id,
+        kind,
+        reason: messageOf(error),
+      })
+    }
+  }
+
+  /** Extends all leases in one call, at a third of their length, and aborts what is no longer ours. */
+  async function heartbeat(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      await clock.sleep(leaseMs / 3, signal)
+      if (signal.aborted) return
+      if (held.size === 0) continue
+      const leases = Array.from(held.values(), ({ claimed: { id, kind, token }, progress }) => ({
+        id,
+        kind,
+        token,
+        progress: progress(),
+      }))
+      try {
+        const { lost, cancelled } = await broker.extend(leases, leaseMs)
+        for (const id of lost) abort(leases, id, new RunAborted('lease_lost', `Task ${id} went to another worker.`))
+        for (const id of cancelled)
+          abort(leases, id, new RunAborted('cancelled', `Task ${id} was cancelled or deleted.`))
+      } catch (error) {
+        log.warn('Leases could not be extended', { reason: messageOf(error) })
+      }
+    }
+  }
+
+  /** A lease that was settled, or claimed anew, while the heartbeat was under way is left alone. */
+  function abort(leases: readonly { id: string; token: string }[], id: string, reason: RunAborted): void {
+    const execution = held.get(id)
+    if (execution && leases.some((lease) => lease.id === id && lease.token === execution.claimed.token))
+      execution.abort(reason)
+  }
+
+  async function timeouts(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      await clock.sleep(TICK_MS, signal)
+      if (signal.aborted) return
+      const now = clock.now()
+      for (const { timeoutAt, claimed, abort } of held.values()) {
+        if (timeoutAt > now) continue
+        abort(new RunAborted('timeout', `${claimed.kind} task ${claimed.id} did not end within its time limit.`))
+      }
+    }
+  }
+
+  async function sweeps(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      await clock.sleep(sweepMs, signal)
+      if (signal.aborted) return
+      try {
+        // What has expired is forgotten whole: no contract is needed to redact it.
+        await sweepOnce({ broker, contracts: {}, now: clock.now }, 500)
+      } catch (error) {
+        log.warn('The sweep failed', { reason: messageOf(error) })
+      }
+    }
+  }
+
+  /** Claims and runs while `goesOn`; then lets running tasks end, and gives back what does not within the grace. */
+  async function work(signal: AbortSignal, goesOn: () => boolean): Promise<void> {
+    const helpers = new AbortController()
+    const background = [heartbeat(helpers.signal), timeouts(helpers.signal)]
+    const ended = new AbortController()
+    let grace: Promise<void> | undefined
+    graceOver = new AbortController()
+    /** Claims no more; what still runs when the grace is over is given back. */
+    const stop = () => {
+      stopping = true
+      grace ??= clock.sleep(graceMs, ended.signal).then(() => {
+        if (!ended.signal.aborted) giveBack()
+      })
+      signalChange()
+    }
+    stopping = false
+    if (signal.aborted) stop()
+    signal.addEventListener('abort', stop, { once: true })
+    more = true
+    nextLook = 0
+    while (!stopping && goesOn()) {
+      const free = room() > 0
+      if (free && (more || clock.now() >= Math.min(nextLook, dueAt))) {
+        await claim()
+        continue
+      }
+      const waited = new AbortController()
+      const look = free ? [clock.sleep(Math.min(nextLook, dueAt) - clock.now(), waited.signal)] : []
+      await Promise.race([changed.promise, ...look])
+      waited.abort()
+      // What ends in this turn is claimed for together.
+      await nextTurn()
+    }
+    stop()
+    while (held.size > 0) await changed.promise
+    signal.removeEventListener('abort', stop)
+    ended.abort()
+    helpers.abort()
+    await Promise.all([grace, ...background])
+  }
+
+  function giveBack(): void {
+    for (const { claimed, abort } of held.values()) {
+      abort(new RunAborted('stopping', `The worker of task ${claimed.id} stops.`))
+    }
+    graceOver.abort()
+  }
+
+  return {
+    async drain(limits = {}, signal = new AbortController().signal) {
+      taken = 0
+      maxTasks = limits.maxTasks ?? Number.POSITIVE_INFINITY
+      const until = limits.until ?? Number.POSITIVE_INFINITY
+      await work(signal, () => clock.now() < until && (held.size > 0 || (more && taken < maxTasks)))
+      return taken
+    },
+
+    async loop(signal) {
+      maxTasks = Number.POSITIVE_INFINITY
+      const subscription = await broker.subscribe(kinds, (_kind, at) => {
+        wakes++
+        if (at === null) more = true
+        else dueAt = Math.min(dueAt, at)
+        signalChange()
+      })
+      const background = sweeps(signal)
+      await work(signal, () => true)
+      await background
+      await subscription.close()
+    },
+  }
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}
