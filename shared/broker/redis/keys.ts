@@ -28,6 +28,7 @@ export function kindKeys(prefix: string, kind: string): string[] {
     `${queue}:failed`, // id → when it ended
     `${queue}:cancelled`, // id → when it ended
     `${queue}:broken`, // list: the newest envelopes without a readable id
+    `${queue}:dropped`, // number: envelopes still in the queue whose task was cancelled; a claim drops them
   ]
 }
 

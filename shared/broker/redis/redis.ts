@@ -143,7 +143,9 @@ export function createRedisBroker(
       if (request.limit <= 0 || request.kinds.length === 0) return NOTHING
       const claim: Claim = { tasks: [], nextDueAt: null }
       const first = turn++
-      for (let i = 0; i < partitions && claim.tasks.length < request.limit; i++) {
+      for (let i = 0; i < partitions; i++) {
+        // With enough in hand, the other partitions are only visited to put back what is due.
+        if (claim.tasks.length >= request.limit && !request.takeBack) break
         const kinds = kindNumbers()
         const { token, args } = claimArgs({ ...request, limit: request.limit - claim.tasks.length }, kinds)
         const reply = await run(scripts.claim, (first + i) % partitions, kinds.names, args)
@@ -176,6 +178,10 @@ export function createRedisBroker(
           return accepted
         },
       )
+      if (claims && claimed && partitions > 1) {
+        const { tasks } = claimed as Claim
+        merge(claimed, await broker.claim({ ...claims, limit: claims.limit - tasks.length }))
+      }
       return {
         refused: outcomes.filter((_, i) => codes[i] === -1).map((outcome) => outcome.id),
         next: claimed ?? (next ? NOTHING : null),
@@ -282,8 +288,11 @@ export function createRedisBroker(
     async sweep(limit) {
       const expired: string[] = []
       const foreign: Swept['foreign'] = []
-      for (let i = 0; i < partitions; i++) {
-        const [ids, found] = (await run(scripts.sweep, i, [], () => [limit])) as [string[], string[]]
+      const first = turn++
+      for (let i = 0; i < partitions && expired.length < limit && foreign.length < limit; i++) {
+        const left = limit - Math.max(expired.length, foreign.length)
+        const reply = await run(scripts.sweep, (first + i) % partitions, [], () => [left])
+        const [ids, found] = reply as [string[], string[]]
         expired.push(...ids)
         for (let j = 0; j + 2 < found.length; j += 3) {
           const [id = '', record = '', live = ''] = found.slice(j, j + 3)
@@ -432,7 +441,7 @@ function statsOf(kind: string, row: readonly unknown[]): KindStats {
   const at = (i: number) => Number(row[i] ?? 0)
   return {
     kind,
-    queued: at(0) + at(1) + at(2),
+    queued: Math.max(0, at(0) + at(1) + at(2) - at(12)),
     running: at(3),
     delayed: at(4),
     waiting: at(5),
@@ -441,7 +450,7 @@ function statsOf(kind: string, row: readonly unknown[]): KindStats {
     cancelled: at(8),
     broken: at(9),
     lastMinute: { succeeded: at(10), failed: at(11) },
-    oldest: row.slice(12).filter((envelope) => typeof envelope === 'string'),
+    oldest: row.slice(13).filter((envelope) => typeof envelope === 'string'),
   }
 }
 

@@ -37,9 +37,13 @@ export function createTcpClient(options: { url: string; commandTimeoutMs?: numbe
     async subscribe(channel, on, onGap) {
       const connection = connect(options.url, { ...own, enableOfflineQueue: true, maxRetriesPerRequest: null })
       others.add(connection)
-      connection.on('message', (_channel: string, message: string) => on(message))
+      connection.on('message', (_channel: string, message: string) => {
+        if (others.has(connection)) on(message)
+      })
       connection.on('ready', onGap)
-      connection.subscribe(channel).catch(() => undefined)
+      const subscribed = connection.subscribe(channel).catch(() => undefined)
+      // A server that is away is waited for in the background.
+      await Promise.race([subscribed, firstAnswer(connection, ['close', 'end'])])
       return {
         async close() {
           others.delete(connection)
@@ -82,10 +86,10 @@ function settings(commandTimeout: number) {
 const CONNECT_TIMEOUT_MS = 5_000
 
 /** Resolves when the first connection is there, or has failed: one that is lost later fails calls at once. */
-function firstAnswer(connection: Redis | Cluster): Promise<void> {
+function firstAnswer(connection: Redis | Cluster, events = ['ready', 'close', 'end']): Promise<void> {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, CONNECT_TIMEOUT_MS)
-    for (const event of ['ready', 'close', 'end'] as const) {
+    for (const event of events) {
       connection.once(event, () => {
         clearTimeout(timer)
         resolve()

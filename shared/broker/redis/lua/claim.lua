@@ -98,7 +98,7 @@ local function claim()
         call('LTRIM', of(kind, BROKEN), 0, 999)
       end
     end
-    local ended, taken = {}, {}
+    local ended, taken, dropped = {}, {}, 0
     for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
     for i, value in ipairs(fetch(LIVE, ids)) do
       local id, t = ids[i], value and split(value)
@@ -114,8 +114,11 @@ local function claim()
         set(LIVE, id, join(t))
         lease(of(kind, RUNNING), deadline, id)
         for _, field in ipairs({ kind, id, t.attempts + 1, t.calls, t.steps, envelopes[i] }) do reply[#reply + 1] = field end
+      elseif ours[i] then
+        dropped = dropped + 1
       end
     end
+    if dropped > 0 then call('DECRBY', of(kind, DROPPED), dropped) end
     flushLive(); flushLeases()
   end
   return reply

@@ -1,14 +1,14 @@
 -- Put before every script.
--- KEYS: the five of partitionKeys, then the ten of kindKeys for each kind that ARGV names, as in keys.ts.
+-- KEYS: the five of partitionKeys, then the eleven of kindKeys for each kind that ARGV names, as in keys.ts.
 -- ARGV: now (ms), prefix of the channels, number of kinds, their names; then what the script's own header says. A kind is given by its number from 1.
 local LIVE, TASKS, PENDING, EXPIRY, SWEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN = 2, 4, 5, 6, 7, 8, 9, 10
+local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN, DROPPED = 2, 4, 5, 6, 7, 8, 9, 10, 11
 local call = redis.call
 
 local cursor = 0
 local function arg() cursor = cursor + 1; return ARGV[cursor] end
 local function number() return tonumber(arg()) end
-local function of(kind, key) return KEYS[5 + (kind - 1) * 10 + key] end
+local function of(kind, key) return KEYS[5 + (kind - 1) * 11 + key] end
 local now, channels, kinds = number(), arg(), {}
 for i = 1, number() do kinds[i] = arg() end
 

@@ -29,7 +29,8 @@ local function finish(o, t)
   if o.record then set(TASKS, o.id, o.record) end
   forget(LIVE, o.id)
   if t.calls > 0 then forget(PENDING, o.id) end
-  if t.state ~= 'queued' then unindex(of(o.kind, HELD[t.state]), o.id) end
+  if t.state ~= 'queued' then unindex(of(o.kind, HELD[t.state]), o.id)
+  elseif o.type == 'cancel' then call('INCR', of(o.kind, DROPPED)) end
   index(of(o.kind, o.state), now, o.id)
   if o.parent == '' then
     roots[#roots + 1] = o.id

@@ -1,0 +1,164 @@
+import type { Context, Hono } from 'hono'
+import { uuidv7 } from 'uuidv7'
+import type { Broker, NewTask } from '#shared/broker/broker.ts'
+import { type Contracts, contractOf } from '#shared/broker/view.ts'
+import { type Auth, requireScope } from '#shared/http/auth.ts'
+import { type BaseEnv, createBase } from '#shared/http/base.ts'
+import { jsonOnly, readJson, wantsText } from '#shared/http/body.ts'
+import { Problem } from '#shared/http/problem.ts'
+import { createGroup } from '#shared/runtime/group.ts'
+import type { Log } from '#shared/runtime/log.ts'
+import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
+import type { Contract } from '#shared/task/define.ts'
+import { StateConflict } from '#shared/task/errors.ts'
+import { readRecord } from '#shared/task/record.ts'
+import { encodeEnvelope, finalState, type State } from '#shared/task/task.ts'
+import { idOfKey, samePayload } from './idempotency.ts'
+import { readBatch, readCreation, type TaskOptions } from './options.ts'
+
+export interface CreatorDeps {
+  broker: Broker
+  contracts: Contracts
+  /** Null: kinds with secret fields are refused. */
+  keyring: Keyring | null
+  /** Where callers reach the manager, without a slash at the end: for `Location`. */
+  managerUrl: string
+  log: Log
+  /** Null: every request is let in. */
+  auth: Auth | null
+  /** Milliseconds since the epoch. */
+  now?: () => number
+  /** A UUIDv7 that was never given before. */
+  newId?: () => string
+}
+
+/** Tasks that go to the store in one call. */
+const MAX_GROUP = 500
+
+/** The creator: `POST /{kind}` and `POST /{kind}/batch` for every kind of the registry. It answers 201 only after the store has acknowledged. */
+export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
+  const { broker, contracts, managerUrl, now = Date.now, newId = uuidv7 } = deps
+  const kinds = Object.keys(contracts)
+  const enqueue = createGroup((tasks: NewTask[]) => broker.enqueue(tasks), { maxBatch: MAX_GROUP })
+  const location = (id: string) => `${managerUrl}/task/${encodeURIComponent(id)}`
+
+  const app = createBase({
+    service: 'creator',
+    about: {
+      kinds: Object.fromEntries(kinds.map((kind) => [kind, { create: `/${kind}`, batch: `/${kind}/batch` }])),
+      links: { manager: managerUrl, health: '/healthz', ready: '/readyz' },
+    },
+    log: deps.log,
+    ready: () => broker.ping(),
+    unknownPath: `There is nothing here. Create a task with POST /<kind>; the kinds are ${kinds.join(', ')}.`,
+  })
+
+  function created(c: Context, task: { id: string; kind: string; status: State; replayed?: boolean }): Response {
+    c.header('Location', location(task.id))
+    if (task.replayed) c.header('Idempotent-Replayed', 'true')
+    if (wantsText(c)) return c.text(task.id, 201)
+    return c.json({ task_id: task.id, kind: task.kind, status: task.status }, 201)
+  }
+
+  async function newTask(task: {
+    contract: Contract
+    id: string
+    payload: unknown
+    options: TaskOptions
+    traceparent: string | undefined
+    fresh: boolean
+  }): Promise<NewTask> {
+    const { contract, id, options, fresh } = task
+    const { priority = 'normal', delay_ms, run_at, timeout_ms, max_attempts, retention_s } = options
+    const createdAt = now()
+    const envelope = encodeEnvelope({
+      task_id: id,
+      kind: contract.kind,
+      payload: deps.keyring ? await sealPayload(deps.keyring, contract, id, task.payload) : task.payload,
+      created_at: createdAt,
+      ...(priority === 'normal' ? {} : { priority }),
+      ...(max_attempts === undefined ? {} : { max_attempts }),
+      ...(timeout_ms === undefined ? {} : { timeout_ms }),
+      ...(retention_s === undefined ? {} : { retention_s }),
+      ...(task.traceparent === undefined ? {} : { traceparent: task.traceparent }),
+    })
+    const dueAt = run_at ?? (delay_ms ? createdAt + delay_ms : null)
+    return { id, kind: contract.kind, priority, envelope, dueAt, fresh }
+  }
+
+  /** Enqueues a task whose id may be known, and answers with the task that the key stands for. */
+  async function enqueueOnce(contract: Contract, task: NewTask, payload: unknown) {
+    // The task that was known may be deleted before it is read: then it is created after all.
+    for (let turn = 0; turn < 3; turn++) {
+      const [enqueued] = await enqueue([task])
+      if (enqueued?.created) return { status: statusOf(task, now()), replayed: false }
+      const [stored] = await broker.get([task.id])
+      if (!stored) continue
+      if (!samePayload(contract, stored, payload)) {
+        const detail = `This Idempotency-Key was used before, with another payload, for task ${task.id}. Use a new key.`
+        throw new Problem('idempotency_conflict', detail)
+      }
+      const record = stored.live ? null : readRecord(stored.record)
+      return { status: stored.live?.state ?? (record ? finalState(record) : 'failed'), replayed: true }
+    }
+    throw new StateConflict(`Task ${task.id} was created and deleted at the same time. Send the request again.`)
+  }
+
+  for (const kind of kinds) {
+    const contract = contractOf(contracts, kind)
+    if (!contract) continue
+
+    app.post(`/${kind}`, requireScope(deps.auth, 'create'), jsonOnly, async (c) => {
+      const { payload, options } = readCreation(contract, await readJson(c))
+      requireKey(contract, deps.keyring)
+      const traceparent = readTraceparent(c)
+      const key = c.req.header('Idempotency-Key')
+      if (key === undefined) {
+        const task = await newTask({ contract, id: newId(), payload, options, traceparent, fresh: true })
+        await enqueue([task])
+        return created(c, { id: task.id, kind, status: statusOf(task, now()) })
+      }
+      const id = await idOfKey(kind, key)
+      const task = await newTask({ contract, id, payload, options, traceparent, fresh: false })
+      return created(c, { id, kind, ...(await enqueueOnce(contract, task, payload)) })
+    })
+
+    app.post(`/${kind}/batch`, requireScope(deps.auth, 'create'), jsonOnly, async (c) => {
+      if (c.req.header('Idempotency-Key') !== undefined) {
+        throw new Problem(
+          'malformed',
+          'A batch takes no Idempotency-Key: create its tasks one by one, each with a key.',
+        )
+      }
+      const payloads = readBatch(contract, await readJson(c))
+      requireKey(contract, deps.keyring)
+      const traceparent = readTraceparent(c)
+      const tasks = await Promise.all(
+        payloads.map((payload) => newTask({ contract, id: newId(), payload, options: {}, traceparent, fresh: true })),
+      )
+      await enqueue(tasks)
+      const ids = tasks.map(({ id }) => id)
+      return wantsText(c) ? c.text(ids.join('\n'), 201) : c.json({ task_ids: ids }, 201)
+    })
+  }
+  return app
+}
+
+function statusOf(task: NewTask, now: number): State {
+  return task.dueAt != null && task.dueAt > now ? 'delayed' : 'queued'
+}
+
+function requireKey(contract: Contract, keyring: Keyring | null): void {
+  if (contract.secrets.length === 0 || keyring) return
+  const fields = contract.secrets.map((path) => path.join('.')).join(', ')
+  throw new Problem(
+    'no_secret_key',
+    `This service has no key to seal the secret fields of ${contract.kind} (${fields}): set TASKER_SECRET or TASKER_SECRET_FILE, the same for workers.`,
+  )
+}
+
+/** The trace that the request is part of; one that is not well-formed (W3C Trace Context) is no trace. */
+function readTraceparent(c: Context): string | undefined {
+  const header = c.req.header('traceparent') ?? ''
+  return /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/.test(header) ? header : undefined
+}

@@ -1,0 +1,40 @@
+import type { Stored } from '#shared/broker/broker.ts'
+import { Problem } from '#shared/http/problem.ts'
+import { type Contract, redact } from '#shared/task/define.ts'
+import { readEnvelope, readRecord } from '#shared/task/record.ts'
+
+/**
+ * The id of the task that an idempotency key stands for: a UUID of version 8 (RFC 9562), made of the SHA-256 of kind and key. The
+ * same key gives the same id in every process, so that "the same id twice is one task" serves it without a table of keys.
+ *
+ * @throws Problem with code `malformed` when the key is not 1 to 255 visible characters.
+ */
+export async function idOfKey(kind: string, key: string): Promise<string> {
+  if (!/^[\x21-\x7e]{1,255}$/.test(key)) {
+    throw new Problem('malformed', 'An Idempotency-Key has 1 to 255 visible ASCII characters.')
+  }
+  const digest = await crypto.subtle.digest('SHA-256', new TextEncoder().encode(`${kind}\n${key}`))
+  const bytes = new Uint8Array(digest, 0, 16)
+  bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x80
+  bytes[8] = ((bytes[8] ?? 0) & 0x3f) | 0x80
+  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-')
+}
+
+/**
+ * True when the stored task was created with this payload, secrets aside: they are not kept. A record that a foreign worker wrote has no
+ * payload; then the key alone decides.
+ */
+export function samePayload(contract: Contract, stored: Stored, payload: unknown): boolean {
+  const before = stored.live ? readEnvelope(stored.live.envelope)?.payload : readRecord(stored.record)?.payload
+  return before === undefined || canonical(redact(contract, before)) === canonical(redact(contract, payload))
+}
+
+/** JSON with sorted keys: equal for equal values. */
+function canonical(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(canonical).join()}]`
+  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null'
+  const fields = Object.entries(value).filter(([, field]) => field !== undefined)
+  const sorted = fields.toSorted(([a], [b]) => (a < b ? -1 : 1))
+  return `{${sorted.map(([name, field]) => `${JSON.stringify(name)}:${canonical(field)}`).join()}}`
+}

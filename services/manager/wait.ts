@@ -1,0 +1,103 @@
+import type { Broker, Stored, Subscription } from '#shared/broker/broker.ts'
+import type { Clock } from '#shared/runtime/clock.ts'
+import type { Log } from '#shared/runtime/log.ts'
+
+export interface WaiterOptions {
+  broker: Broker
+  log: Log
+  /** How often the store is asked about all tasks that are waited for: events may be lost. */
+  pollMs: number
+  clock: Clock
+}
+
+export interface Waiter {
+  /** What is stored of the task when it has ended, when `timeoutMs` are over or when the signal aborts; null when it is unknown. */
+  wait(id: string, options: { timeoutMs: number; signal: AbortSignal }): Promise<Stored | null>
+}
+
+/** Waits for tasks to end: all waiters share one subscription and one poll, which exist only while someone waits. */
+export function createWaiter({ broker, log, pollMs, clock }: WaiterOptions): Waiter {
+  const waiting = new Map<string, Set<() => void>>()
+  let watching: Promise<Subscription | null> | null = null
+  let polling: AbortController | null = null
+
+  const wake = (id: string) => {
+    for (const run of waiting.get(id) ?? []) run()
+  }
+
+  async function watch(): Promise<Subscription | null> {
+    try {
+      return await broker.watch((event) => {
+        if (event.type === 'end') for (const id of event.ids) wake(id)
+      })
+    } catch (error) {
+      log.warn('Cannot watch for tasks that end; polling goes on.', { error: String(error) })
+      return null
+    }
+  }
+
+  async function poll(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      await clock.sleep(pollMs, signal)
+      if (signal.aborted) return
+      try {
+        await wakeEnded()
+      } catch (error) {
+        log.warn('Cannot look for tasks that have ended; the next poll tries again.', { error: String(error) })
+      }
+    }
+  }
+
+  async function wakeEnded(): Promise<void> {
+    const ids = [...waiting.keys()]
+    const stored = await broker.get(ids)
+    for (const [index, id] of ids.entries()) if (!stored[index]?.live) wake(id)
+  }
+
+  function add(id: string, run: () => void): Promise<unknown> {
+    const runs = waiting.get(id) ?? new Set()
+    waiting.set(id, runs.add(run))
+    if (polling === null) {
+      polling = new AbortController()
+      void poll(polling.signal)
+    }
+    watching ??= watch()
+    return watching
+  }
+
+  function drop(id: string, run: () => void): void {
+    const runs = waiting.get(id)
+    runs?.delete(run)
+    if (runs?.size === 0) waiting.delete(id)
+    if (waiting.size > 0) return
+    polling?.abort()
+    polling = null
+    void watching?.then((subscription) => subscription?.close())
+    watching = null
+  }
+
+  return {
+    async wait(id, { timeoutMs, signal }) {
+      const over = new AbortController()
+      const ends = AbortSignal.any([signal, over.signal])
+      let woken = Promise.withResolvers<void>()
+      const run = () => woken.resolve()
+      ends.addEventListener('abort', run)
+      void clock.sleep(timeoutMs, ends).then(() => over.abort())
+      try {
+        // A store that hangs must not hold the caller over its time.
+        await Promise.race([add(id, run), woken.promise])
+        for (;;) {
+          // Asked only after the subscription stands: an end in between cannot be missed.
+          const [stored] = await broker.get([id])
+          if (!stored?.live || ends.aborted) return stored ?? null
+          await woken.promise
+          woken = Promise.withResolvers()
+        }
+      } finally {
+        over.abort()
+        drop(id, run)
+      }
+    },
+  }
+}

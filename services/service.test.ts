@@ -1,0 +1,107 @@
+import { afterEach, beforeEach, expect, test } from 'bun:test'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+let folder = ''
+const running = new Set<Bun.Subprocess>()
+beforeEach(async () => {
+  folder = await mkdtemp(join(tmpdir(), 'tasker-service-'))
+})
+afterEach(async () => {
+  for (const child of running) child.kill('SIGKILL')
+  running.clear()
+  await rm(folder, { recursive: true })
+})
+
+function start(service: 'creator' | 'manager', env: Record<string, string> = {}) {
+  const child = Bun.spawn([process.execPath, join(import.meta.dir, service, 'main.ts')], {
+    env: {
+      PATH: process.env['PATH'] ?? '',
+      TASKER_DB: join(folder, 'tasker.db'),
+      CREATOR_PORT: '0',
+      MANAGER_PORT: '0',
+      ...env,
+    },
+    stdout: 'pipe',
+    stderr: 'pipe',
+  })
+  running.add(child)
+  return child
+}
+
+/** The URL from the line that says that a service listens; `lines` holds what it wrote until then. */
+async function listening(child: ReturnType<typeof start>): Promise<{ url: string; lines: string }> {
+  const decoder = new TextDecoder()
+  const reader = child.stdout.getReader()
+  let lines = ''
+  for (;;) {
+    const { value, done } = await reader.read()
+    lines += decoder.decode(value, { stream: true })
+    const url = /"url":"([^"]+)"/.exec(lines)?.[1]
+    if (url && lines.endsWith('\n')) {
+      reader.releaseLock()
+      return { url, lines }
+    }
+    if (done) throw new Error(`It did not start: ${lines}${await new Response(child.stderr).text()}`)
+  }
+}
+
+test('creator and manager in two processes share a store, and stop when they are told to', async () => {
+  const [creator, manager] = [start('creator'), start('manager')]
+  const [{ url: creatorUrl }, { url: managerUrl }] = [await listening(creator), await listening(manager)]
+  const created = await fetch(`${creatorUrl}/sum`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json', Accept: 'text/plain' },
+    body: '{"payload":{"num1":5,"num2":7}}',
+  })
+  const id = await created.text()
+  expect(created.status).toBe(201)
+  const task = await fetch(`${managerUrl}/task/${id}`)
+  expect(await task.json()).toMatchObject({ task_id: id, status: 'queued', payload: { num1: 5, num2: 7 } })
+
+  const waiting = fetch(`${managerUrl}/task/${id}?wait=60`)
+  // Answered after the wait was received: the server takes requests of one connection pool in turn.
+  await fetch(`${managerUrl}/healthz`)
+  creator.kill('SIGTERM')
+  manager.kill('SIGTERM')
+  expect((await waiting).status).toBe(200)
+  expect([await creator.exited, await manager.exited]).toEqual([0, 0])
+})
+
+test('what is wrong with the settings is told line by line on stderr, and the exit code is 1', async () => {
+  const child = start('creator', { CREATOR_PORT: 'x', LOG_LEVEL: 'loud', TASKER_SECRET: 'hunter2' })
+  expect(await child.exited).toBe(1)
+  const text = await new Response(child.stderr).text()
+  expect(text.trim().split('\n')).toEqual([
+    expect.stringMatching(/^creator: CREATOR_PORT must/),
+    expect.stringMatching(/^creator: TASKER_SECRET entry 1/),
+    expect.stringMatching(/^creator: LOG_LEVEL must/),
+  ])
+  expect(text).not.toContain('hunter2')
+})
+
+test('a busy port is told in one line', async () => {
+  const busy = Bun.serve({ port: 0, hostname: '127.0.0.1', fetch: () => new Response() })
+  const child = start('manager', { MANAGER_PORT: String(busy.port) })
+  expect(await child.exited).toBe(1)
+  expect(await new Response(child.stderr).text()).toMatch(/^manager: .*in use.*MANAGER_PORT.*\n$/)
+  await busy.stop(true)
+})
+
+test('a store that cannot be opened is told in one line', async () => {
+  const child = start('manager', { TASKER_DB: '/dev/null/tasker.db' })
+  expect(await child.exited).toBe(1)
+  expect(await new Response(child.stderr).text()).toMatch(/^manager: .*\n$/)
+})
+
+test('an open address without tokens is warned of, and with tokens is not', async () => {
+  const open = await listening(start('manager', { HOST: '0.0.0.0' }))
+  expect(open.lines).toContain('"WARN"')
+  expect(open.lines).toContain('TASKER_TOKENS')
+  const { url, lines } = await listening(start('manager', { HOST: '0.0.0.0', TASKER_TOKENS: 'abc' }))
+  expect(lines).not.toContain('"WARN"')
+  const at = url.replace('0.0.0.0', '127.0.0.1')
+  expect((await fetch(`${at}/tasks`)).status).toBe(401)
+  expect((await fetch(`${at}/tasks`, { headers: { Authorization: 'Bearer abc' } })).status).toBe(200)
+})

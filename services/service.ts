@@ -1,0 +1,42 @@
+/** What the entry points of the two HTTP services share. */
+import type { Broker } from '#shared/broker/broker.ts'
+import { openBroker } from '#shared/broker/open.ts'
+import { type Config, isLoopback, loadConfig } from '#shared/runtime/config.ts'
+import { createLogger, type Log } from '#shared/runtime/log.ts'
+import { aborted, runMain } from '#shared/runtime/process.ts'
+import type { Server } from '#shared/runtime/serve.ts'
+
+/** What a service that is started needs beside its configuration; several services of one process may share it. */
+export interface ServiceDeps {
+  broker: Broker
+  log: Log
+  /** Aborts when the service is to stop. */
+  signal: AbortSignal
+}
+
+/** Runs one service until it is told to stop: then requests under way are answered, and the store is closed. */
+export function runService(name: string, start: (config: Config, deps: ServiceDeps) => Promise<Server>): Promise<void> {
+  return runMain(name, async (signal) => {
+    const config = loadConfig(process.env)
+    const log = createLogger(config.logLevel)
+    const broker = await openBroker(config.store, { partitions: config.partitions, log })
+    try {
+      const server = await start(config, { broker, log, signal })
+      await aborted(signal)
+      await server.stop()
+      log.info('Stopped.', { service: name })
+    } finally {
+      await broker.close()
+    }
+  })
+}
+
+/** Says that a service is up, and loudly when anybody may use it. */
+export function announce(service: string, server: Server, config: Config, log: Log): void {
+  log.info('Listening.', { service, url: server.url })
+  if (isLoopback(config.host) || config.tokens.length > 0) return
+  log.warn('ANYBODY WHO REACHES THIS ADDRESS MAY USE THE SERVICE: set TASKER_TOKENS, or HOST=127.0.0.1.', {
+    service,
+    host: config.host,
+  })
+}

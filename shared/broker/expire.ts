@@ -1,0 +1,50 @@
+import { TaskNotFound } from '#shared/task/errors.ts'
+import { readEnvelope, readRecord } from '#shared/task/record.ts'
+import { DEFAULT_RETENTION_S, expiryOf, type FinalState, finalState } from '#shared/task/task.ts'
+import type { Outcome, Swept } from './broker.ts'
+import { removeTree, type TreeDeps } from './tree.ts'
+
+/**
+ * Looks once for work that nobody reports: forgets the trees of roots whose record has expired, and takes over results that foreign
+ * workers wrote, so that waiting parents go on. At most `limit` of each; gives how many there were, so that a caller goes on
+ * while there is something to do.
+ */
+export async function sweepOnce(deps: TreeDeps, limit: number): Promise<{ expired: number; adopted: number }> {
+  const { expired, foreign } = await deps.broker.sweep(limit)
+  await adopt(deps, foreign)
+  const stored = expired.length > 0 ? await deps.broker.get(expired) : []
+  for (const task of stored) {
+    // A task that was retried meanwhile is live again.
+    if (task === null || task.live !== null) continue
+    await removeTree(deps, task.id).catch((error: unknown) => {
+      // Another process has swept it.
+      if (!(error instanceof TaskNotFound)) throw error
+    })
+  }
+  return { expired: expired.length, adopted: foreign.length }
+}
+
+async function adopt({ broker, now }: TreeDeps, foreign: Swept['foreign']): Promise<void> {
+  if (foreign.length === 0) return
+  const at = now()
+  await broker.settle(
+    foreign.map(({ id, kind, record, envelope }): Outcome => {
+      const sent = readEnvelope(envelope)
+      return {
+        type: 'adopt',
+        id,
+        kind,
+        token: '',
+        state: stateOf(record),
+        parent: sent?.parent,
+        expiresAt: sent?.parent ? null : expiryOf(at, sent?.retention_s ?? DEFAULT_RETENTION_S),
+      }
+    }),
+  )
+}
+
+/** The state that any text stands for where a final record should be. */
+function stateOf(text: string): FinalState {
+  const record = readRecord(text)
+  return record === null ? 'failed' : finalState(record)
+}

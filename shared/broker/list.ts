@@ -1,0 +1,150 @@
+import * as z from 'zod'
+import { InvalidInput, TaskNotFound } from '#shared/task/errors.ts'
+import { readRecord } from '#shared/task/record.ts'
+import { childId, createdAtOf, FINAL_STATES, LIVE_STATES, type State } from '#shared/task/task.ts'
+import type { Broker, Stored } from './broker.ts'
+import { type Contracts, createdAt, isStep, type TaskView, viewOf } from './view.ts'
+
+export interface ListQuery {
+  /** Left out: all kinds of the registry. */
+  kind?: string | undefined
+  status?: State | undefined
+  limit: number
+  /** Of the page before; null for the first. */
+  cursor: string | null
+}
+
+export interface Page {
+  tasks: TaskView[]
+  /** Opaque; null when there is no more. */
+  cursor: string | null
+}
+
+interface Source {
+  key: string
+  kind: string
+  state: State
+  offset: number
+}
+
+/**
+ * Tasks, newest first by the time of their creation, as far as the store's order of each kind and state allows. Tasks that come or move on between two pages may show
+ * twice or not at all; a page may be shorter than `limit` before the last.
+ *
+ * @throws InvalidInput when the cursor is not one of ours.
+ */
+export async function listTasks(broker: Broker, contracts: Contracts, query: ListQuery): Promise<Page> {
+  const { limit } = query
+  const offsets = decodeCursor(query.cursor, z.record(z.string(), z.int().min(0)), {})
+  const sources = sourcesOf(contracts, query, offsets)
+  const lists = await Promise.all(sources.map((source) => candidates(broker, source, limit)))
+  const taken = merge(lists, limit)
+  const views = await viewsOf(broker, contracts, taken.ids)
+  const next = Object.fromEntries(sources.map(({ key, offset }, at) => [key, offset + (taken.counts[at] ?? 0)]))
+  return {
+    // One that has moved on since it was listed shows again in the list of its new state.
+    tasks: views.filter(({ status }) => query.status === undefined || status === query.status),
+    cursor: taken.ids.length < limit ? null : encodeCursor(next),
+  }
+}
+
+/**
+ * The children of a task, newest first. Steps are no tasks and do not show. A page may be shorter than `limit` before the last.
+ *
+ * @throws TaskNotFound when the parent is unknown; InvalidInput when the cursor is not one of ours.
+ */
+export async function listChildren(
+  broker: Broker,
+  contracts: Contracts,
+  query: ListQuery & { parent: string },
+): Promise<Page> {
+  const [parent] = await broker.get([query.parent])
+  if (!parent) throw new TaskNotFound(query.parent)
+  const calls = parent.live ? parent.live.calls : (readRecord(parent.record)?.calls ?? 0)
+  const end = Math.min(calls, decodeCursor(query.cursor, z.int().min(0), calls))
+  const start = Math.max(0, end - query.limit)
+  const ids = Array.from({ length: end - start }, (_, index) => childId(query.parent, end - 1 - index))
+  const views = await viewsOf(broker, contracts, ids)
+  return {
+    tasks: views.filter(
+      ({ kind, status }) =>
+        (query.kind === undefined || kind === query.kind) && (query.status === undefined || status === query.status),
+    ),
+    cursor: start > 0 ? encodeCursor(start) : null,
+  }
+}
+
+function sourcesOf(contracts: Contracts, query: ListQuery, offsets: Record<string, number>): Source[] {
+  const kinds = query.kind === undefined ? Object.keys(contracts) : [query.kind]
+  const states = query.status === undefined ? [...LIVE_STATES, ...FINAL_STATES] : [query.status]
+  return kinds.flatMap((kind) =>
+    states.map((state) => {
+      const key = `${kind}:${state}`
+      return { key, kind, state, offset: offsets[key] ?? 0 }
+    }),
+  )
+}
+
+interface Candidate {
+  id: string
+  createdAt: number
+}
+
+async function candidates(broker: Broker, { kind, state, offset }: Source, limit: number): Promise<Candidate[]> {
+  const ids = await broker.list({ kind, state, offset, limit })
+  // Ids that were given (by a foreign producer, or made from an idempotency key) do not tell their time; what is stored may.
+  const unclear = ids.filter((id) => createdAtOf(id) === null)
+  const stored = unclear.length > 0 ? await broker.get(unclear) : []
+  const known = new Map(unclear.map((id, at) => [id, stored[at] ? createdAt(stored[at]) : null]))
+  let older = 0
+  const times = ids
+    .toReversed()
+    // One without any time takes the place that the store gave it.
+    .map((id) => {
+      older = createdAtOf(id) ?? known.get(id) ?? older
+      return older
+    })
+    .toReversed()
+  return ids.map((id, at) => ({ id, createdAt: times[at] ?? 0 }))
+}
+
+/** Takes the newest head of all lists, `limit` times; an id that is in two lists is taken once. Tells how many came from each list. */
+function merge(lists: readonly (readonly Candidate[])[], limit: number): { ids: string[]; counts: number[] } {
+  const counts = lists.map(() => 0)
+  const ids = new Set<string>()
+  while (ids.size < limit) {
+    let newest: Candidate | undefined
+    let from = -1
+    for (const [at, list] of lists.entries()) {
+      const head = list[counts[at] ?? 0]
+      if (head && (!newest || head.createdAt > newest.createdAt)) {
+        newest = head
+        from = at
+      }
+    }
+    if (!newest) break
+    ids.add(newest.id)
+    counts[from] = (counts[from] ?? 0) + 1
+  }
+  return { ids: [...ids], counts }
+}
+
+async function viewsOf(broker: Broker, contracts: Contracts, ids: readonly string[]): Promise<TaskView[]> {
+  const stored = ids.length > 0 ? await broker.get(ids) : []
+  return stored.filter((task): task is Stored => task !== null && !isStep(task)).map((task) => viewOf(task, contracts))
+}
+
+function encodeCursor(value: unknown): string {
+  return btoa(JSON.stringify(value)).replaceAll('+', '-').replaceAll('/', '_').replace(/=+$/, '')
+}
+
+function decodeCursor<T>(cursor: string | null, schema: z.ZodType<T>, first: T): T {
+  if (cursor === null) return first
+  try {
+    return schema.parse(JSON.parse(atob(cursor.replaceAll('-', '+').replaceAll('_', '/'))))
+  } catch {
+    throw new InvalidInput('The cursor is not one that a page before gave.', [
+      { path: 'cursor', message: 'Use the cursor of the page before, with the same filters.' },
+    ])
+  }
+}

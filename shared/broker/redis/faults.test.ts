@@ -1,0 +1,97 @@
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { StoreUnavailable } from '#shared/task/errors.ts'
+import { encodeEnvelope } from '#shared/task/task.ts'
+import { startRedis } from '#shared/test/redis-server.ts'
+import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
+import { startTcpProxy, type TcpProxy } from '#shared/test/tcp-proxy.ts'
+import type { Broker, NewTask } from '../broker.ts'
+import { createRedisBroker } from './redis.ts'
+import { createTcpClient } from './tcp.ts'
+
+const task = (id: string): NewTask => ({
+  ...{ id, kind: 'sum', priority: 'normal', fresh: true },
+  envelope: encodeEnvelope({ task_id: id, payload: { num1: 1, num2: 2 } }),
+})
+const request = { kinds: ['sum'], limit: 10, leaseMs: 30_000, takeBack: false }
+
+describe('a call to Redis whose answer is lost after Redis acted', () => {
+  let proxy: TcpProxy
+  let broker: Broker
+
+  beforeEach(async () => {
+    proxy = await startTcpProxy({ port: Number(new URL(redisTestUrl()).port) })
+    broker = createRedisBroker(createTcpClient({ url: `redis://127.0.0.1:${proxy.port}` }), {
+      namespace: randomNamespace(),
+      resendAfterMs: [200, 200, 200],
+    })
+    // Scripts are loaded and the connection is there: what follows is one call each.
+    await broker.claim(request)
+    await broker.settle([{ type: 'release', id: 'x', kind: 'sum', token: 'x' }])
+    await broker.enqueue([])
+  })
+  afterEach(async () => {
+    await broker.close()
+    await proxy.close()
+  })
+
+  test('enqueues once', async () => {
+    await broker.enqueue([task('first')])
+    proxy.loseNextAnswer()
+    await broker.enqueue([task('a'), task('b')])
+    expect((await broker.stats(['sum']))[0]?.queued).toBe(3)
+  })
+
+  test('claims what the lost answer had claimed, and nothing else', async () => {
+    await broker.enqueue(['a', 'b', 'c'].map(task))
+    proxy.loseNextAnswer()
+    const claim = await broker.claim({ ...request, limit: 2 })
+    expect(claim.tasks.map(({ id, attempt }) => [id, attempt])).toEqual([
+      ['a', 1],
+      ['b', 1],
+    ])
+    expect((await broker.stats(['sum']))[0]).toMatchObject({ queued: 1, running: 2 })
+  })
+
+  test('settles once, and claims once what comes next', async () => {
+    await broker.enqueue(['a', 'b'].map(task))
+    const [a] = (await broker.claim({ ...request, limit: 1 })).tasks
+    proxy.loseNextAnswer()
+    const outcome = {
+      type: 'end',
+      state: 'succeeded',
+      record: '{"result":"3","status_code":200}',
+      expiresAt: null,
+    } as const
+    const { next } = await broker.settle([{ ...outcome, id: 'a', kind: 'sum', token: a?.token ?? '' }], request)
+    expect(next?.tasks.map(({ id }) => id)).toEqual(['b'])
+    expect((await broker.stats(['sum']))[0]).toMatchObject({ queued: 0, running: 1, succeeded: 1 })
+  })
+})
+
+test('a Redis that is away makes every call fail with StoreUnavailable, without a payload in it, until it is back', async () => {
+  const server = await startRedis({ args: ['--appendonly', 'yes', '--appendfsync', 'always'] })
+  const broker = createRedisBroker(createTcpClient({ url: server.url }), { resendAfterMs: [1] })
+  await broker.enqueue([task('kept')])
+  await server.kill('SIGSTOP')
+  await server.kill('SIGCONT')
+  await server.stop()
+  const error = await broker.enqueue([task('lost')]).then(
+    () => null,
+    (reason: unknown) => reason,
+  )
+  expect(error).toBeInstanceOf(StoreUnavailable)
+  expect(String(error)).toBe('StoreUnavailable: Redis did not answer to enqueue.')
+  expect(JSON.stringify(error)).not.toContain('num1')
+  await broker.close()
+})
+
+test('a Redis that refuses says why, without the command', async () => {
+  const server = await startRedis({ args: ['--maxmemory', '1kb', '--maxmemory-policy', 'noeviction'] })
+  const broker = createRedisBroker(createTcpClient({ url: server.url }))
+  const error = await broker.enqueue([task('secret-payload')]).catch((reason: unknown) => reason)
+  expect(error).toBeInstanceOf(StoreUnavailable)
+  expect(String(error)).toContain('OOM')
+  expect(String(error)).not.toContain('secret-payload')
+  await broker.close()
+  await server.stop()
+})

@@ -1,0 +1,175 @@
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { Redis } from 'ioredis'
+import { chat } from '#services/workers/chat/contract.ts'
+import conversation from '#services/workers/conversation/worker.ts'
+import sequence from '#services/workers/sequence/worker.ts'
+import sum from '#services/workers/sum/worker.ts'
+import { silentLog } from '#shared/runtime/log.ts'
+import { encodeEnvelope } from '#shared/task/task.ts'
+import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
+import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
+import { type Implementation, implement } from '#shared/worker/implement.ts'
+import { createWorker } from '#shared/worker/worker.ts'
+import type { Broker } from '../broker.ts'
+import { sweepOnce } from '../expire.ts'
+import { createRedisBroker } from './redis.ts'
+import { createTcpClient } from './tcp.ts'
+
+/** A foreign program knows the keys and three commands, and nothing else of Tasker. */
+describe('foreign producers and workers', () => {
+  let server: RedisServer
+  let foreign: Redis
+  let broker: Broker
+  let clock: ManualClock
+
+  beforeEach(async () => {
+    server = await startRedis()
+    foreign = new Redis(server.url)
+    clock = manualClock()
+    broker = createRedisBroker(createTcpClient({ url: server.url }), { now: clock.now })
+  })
+  afterEach(async () => {
+    foreign.disconnect()
+    await broker.close()
+    await server.stop()
+  })
+
+  const drain = (implementations: Implementation[] = [sum, sequence]) =>
+    createWorker({ broker, clock, implementations, keyring: null, log: silentLog }).drain()
+  const sweep = () => sweepOnce({ broker, contracts: {}, now: clock.now }, 1_000)
+  async function stats(kind: string) {
+    const [row] = await broker.stats([kind])
+    if (!row) throw new Error('No stats')
+    return row
+  }
+
+  /** A foreign sum worker, as the seed's was: it answers `8.0` for 8. */
+  async function foreignSum(): Promise<boolean> {
+    const text = await foreign.rpop('sum_task_queue')
+    if (text === null) return false
+    const { task_id, payload } = JSON.parse(text) as { task_id: string; payload: { num1: number; num2: number } }
+    await foreign.hset('tasks', task_id, `{"result":"${(payload.num1 + payload.num2).toFixed(1)}","status_code":200}`)
+    return true
+  }
+
+  test('a task that is pushed is run, whatever the order and spacing of its envelope', async () => {
+    await foreign.lpush('sum_task_queue', '{"task_id":"a1","payload":{"num1":3,"num2":5}}')
+    await foreign.lpush(
+      'sum_task_queue',
+      '{ "payload": {"task_id": "not me", "num1": 1, "num2": 2}, "task_id" : "ünï \\"quoted\\"" }',
+    )
+    await drain()
+    expect(JSON.parse((await foreign.hget('tasks', 'a1')) ?? '')).toMatchObject({ result: '8', status_code: 200 })
+    expect(JSON.parse((await foreign.hget('tasks', 'ünï "quoted"')) ?? '')).toMatchObject({ result: '3' })
+    expect(await foreign.hlen('tasks')).toBe(2)
+  })
+
+  test('a pushed task is known and held like any other while it runs: it survives its worker', async () => {
+    await foreign.lpush('sum_task_queue', '{"task_id":"a1","payload":{"num1":3,"num2":5}}')
+    await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 1_000, takeBack: false })
+    expect((await broker.get(['a1']))[0]?.live).toMatchObject({ state: 'running', kind: 'sum' })
+    clock.advance(1_000)
+    await drain()
+    expect((await broker.get(['a1']))[0]?.record).toContain('"attempt":2')
+  })
+
+  test('the same id pushed twice is run once, and never again once it has ended', async () => {
+    const envelope = '{"task_id":"a1","payload":{"num1":3,"num2":5}}'
+    await foreign.lpush('sum_task_queue', envelope, envelope)
+    expect(await drain()).toBe(1)
+    await foreign.lpush('sum_task_queue', envelope)
+    expect(await drain()).toBe(0)
+    expect((await stats('sum')).queued).toBe(0)
+  })
+
+  test('a foreign worker takes what the creator queued, and its result is read and counted', async () => {
+    const envelope = encodeEnvelope({ task_id: 'b1', kind: 'sum', payload: { num1: 3, num2: 5 } })
+    await broker.enqueue([{ id: 'b1', kind: 'sum', priority: 'normal', envelope }])
+    expect(await foreignSum()).toBe(true)
+    expect((await broker.get(['b1']))[0]?.record).toBe('{"result":"8.0","status_code":200}')
+    await sweep()
+    expect(await stats('sum')).toMatchObject({ queued: 0, succeeded: 1 })
+    expect(await foreign.hlen('tasks:live')).toBe(0)
+    clock.advance(7 * 86_400_000)
+    await sweep()
+    expect(await foreign.hlen('tasks')).toBe(0)
+  })
+
+  test('a sequence served by a foreign sum worker ends', async () => {
+    const envelope = encodeEnvelope({ task_id: 's1', kind: 'sequence', payload: { n: 10 } })
+    await broker.enqueue([{ id: 's1', kind: 'sequence', priority: 'normal', envelope }])
+    let sums = 0
+    for (let round = 0; round < 10; round++) {
+      await drain([sequence])
+      while (await foreignSum()) sums++
+      await sweep()
+    }
+    expect(JSON.parse((await broker.get(['s1']))[0]?.record ?? '')).toMatchObject({ result: '55', status: 'succeeded' })
+    expect(sums).toBe(10)
+  })
+
+  test('a failure that a foreign worker reports rejects the await of the parent', async () => {
+    const envelope = encodeEnvelope({ task_id: 's1', kind: 'sequence', payload: { n: 1 } })
+    await broker.enqueue([{ id: 's1', kind: 'sequence', priority: 'normal', envelope }])
+    await drain([sequence])
+    await foreign.rpop('sum_task_queue')
+    await foreign.hset('tasks', 's1.0', '{"result":"Out of numbers","status_code":507}')
+    await sweep()
+    await drain([sequence])
+    expect(JSON.parse((await broker.get(['s1']))[0]?.record ?? '')).toMatchObject({
+      status: 'failed',
+      status_code: 507,
+      result: 'Out of numbers',
+    })
+  })
+
+  test('broken envelopes never stop a worker: recorded where there is an id, else kept aside and counted', async () => {
+    const broken = [
+      '',
+      'no json',
+      '[]',
+      'null',
+      '{}',
+      '{"task_id":5,"payload":{}}',
+      '{"task_id":"","payload":{}}',
+      '{"payload":{}}',
+      '"text"',
+      '\xff\xfe',
+    ]
+    await foreign.lpush('sum_task_queue', ...broken)
+    await foreign.lpush('sum_task_queue', '{"task_id":"no-payload"}')
+    await foreign.lpush('sum_task_queue', '{"task_id":"wrong","payload":"x"}')
+    await foreign.lpush('sum_task_queue', '{"task_id":"one","payload":{"num1":1,"num2":1},"task_id":"two"}')
+    await foreign.lpush('sum_task_queue', '{"task_id":"good","payload":{"num1":1,"num2":1}}')
+    await drain()
+    expect(await stats('sum')).toMatchObject({ queued: 0, running: 0, broken: broken.length, failed: 2 })
+    for (const id of ['no-payload', 'wrong']) {
+      expect(JSON.parse((await broker.get([id]))[0]?.record ?? '')).toMatchObject({
+        status: 'failed',
+        status_code: 422,
+      })
+    }
+    expect((await broker.get(['good']))[0]?.record).toContain('"result":"2"')
+    expect((await broker.get(['two']))[0]?.record).toContain('"result":"2"')
+    expect(await foreign.llen('sum_task_queue:broken')).toBe(broken.length)
+  })
+
+  test('a secret that a foreign producer sends in clear is used, and is not in the final record', async () => {
+    const key = 'sk-in-clear'
+    await foreign.lpush(
+      'chat_task_queue',
+      JSON.stringify({ task_id: 'c1', payload: { question: 'Why?', api_key: key } }),
+    )
+    const seen: string[] = []
+    await drain([
+      implement(chat, ({ api_key }) => {
+        seen.push(api_key)
+        return 'Because.'
+      }),
+      conversation,
+    ])
+    expect(seen).toEqual([key])
+    expect(await foreign.hget('tasks', 'c1')).not.toContain(key)
+    expect(await foreign.hlen('tasks:live')).toBe(0)
+  })
+})

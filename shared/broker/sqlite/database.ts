@@ -1,0 +1,66 @@
+import { Database as BunDatabase } from 'bun:sqlite'
+import { mkdirSync } from 'node:fs'
+import { dirname } from 'node:path'
+
+type Value = string | number | null
+
+/** A prepared statement: `Row` is what its SQL selects. */
+export interface Statement<Row = unknown> {
+  get(...values: Value[]): Row | null
+  all(...values: Value[]): Row[]
+  /** Returns how many rows were changed. */
+  run(...values: Value[]): number
+}
+
+/** The little that the broker needs of an SQLite library. */
+export interface Database {
+  exec(sql: string): void
+  prepare<Row = unknown>(sql: string): Statement<Row>
+  close(): void
+}
+
+/** What bun:sqlite and node:sqlite have in common. */
+interface Vendor {
+  exec(sql: string): unknown
+  prepare(sql: string): {
+    get(...values: Value[]): unknown
+    all(...values: Value[]): unknown[]
+    run(...values: Value[]): { changes: number | bigint }
+  }
+  close(): void
+}
+
+/** Opens the file, or `:memory:`, and makes it and its folder when they are missing. */
+export function openDatabase(path: string): Database {
+  if (path !== ':memory:') mkdirSync(dirname(path), { recursive: true })
+  const vendor: Vendor = new BunDatabase(path, { create: true })
+  const db: Database = {
+    exec: (sql) => void vendor.exec(sql),
+    prepare: <Row>(sql: string) => {
+      const statement = vendor.prepare(sql)
+      return {
+        // node:sqlite says undefined where bun:sqlite says null.
+        get: (...values) => (statement.get(...values) ?? null) as Row | null,
+        all: (...values) => statement.all(...values) as Row[],
+        run: (...values) => Number(statement.run(...values).changes),
+      }
+    },
+    close: () => vendor.close(),
+  }
+  try {
+    configure(db)
+  } catch (error) {
+    db.close()
+    throw error
+  }
+  return db
+}
+
+function configure(db: Database): void {
+  // First, so that the statements below wait for another process that is opening the same file.
+  db.exec('PRAGMA busy_timeout = 5000')
+  db.exec('PRAGMA journal_mode = WAL')
+  // With NORMAL a killed process loses nothing, but a power cut may undo tasks that were already acknowledged. FULL costs one
+  // fsync a transaction, which a batch shares.
+  db.exec('PRAGMA synchronous = FULL')
+}

@@ -1,0 +1,142 @@
+import type { Cancellation, Cancelled, EndOutcome, Lapsed, Lease, Outcome } from '../broker.ts'
+import type { Database } from './database.ts'
+import type { Queue } from './queue.ts'
+import { NEVER } from './schema.ts'
+import type { News } from './signals.ts'
+
+interface Row {
+  seq: number
+  id: string
+  kind: string
+  state: string
+  token: string | null
+  parent: string | null
+  calls: number
+  pending: number
+}
+
+/** How runs go on and end. To be called within a transaction. */
+export interface Ending {
+  /** Returns the ids that were refused. */
+  settle(outcomes: readonly Outcome[], now: number, news: News): string[]
+  extend(leases: readonly Lease[], deadline: number): Lapsed
+  cancel(tasks: readonly Cancellation[], now: number, news: News): Cancelled[]
+  /** Counts children that live again among those that their parent waits for. */
+  addPending(parent: string, children: number): void
+}
+
+export function createEnding(db: Database, queue: Queue): Ending {
+  const select = db.prepare<Row>('SELECT seq, id, kind, state, token, parent, calls, pending FROM tasks WHERE id = ?')
+
+  const finish = db.prepare(`
+    UPDATE tasks SET state = ?, record = ?, expires_at = ?, at = ?, position = NULL, token = NULL, envelope = NULL
+    WHERE seq = ?`)
+
+  function end(task: Row, how: Pick<EndOutcome, 'state' | 'record' | 'expiresAt'>, now: number, news: News): void {
+    finish.run(how.state, how.record, task.parent === null ? how.expiresAt : null, now, task.seq)
+    news.ended(task.id)
+  }
+
+  const subtractPending = db.prepare<Row>(`
+    UPDATE tasks SET pending = max(0, pending - ?2) WHERE id = ?1 AND pending > 0 RETURNING seq, kind, state, pending`)
+
+  /** Tells the parents, once for all their children in a call. */
+  function reportEnded(ended: readonly Row[], news: News): void {
+    const parents = new Map<string, number>()
+    for (const { parent } of ended) if (parent !== null) parents.set(parent, (parents.get(parent) ?? 0) + 1)
+    const resumed: Row[] = []
+    for (const [id, count] of parents) {
+      const parent = subtractPending.get(id, count)
+      if (parent?.state === 'waiting' && parent.pending === 0) resumed.push(parent)
+    }
+    queue.toFront(resumed, news)
+  }
+
+  const add = db.prepare('UPDATE tasks SET pending = pending + ?2 WHERE id = ?1')
+  const addPending = (parent: string, children: number) => void add.run(parent, children)
+
+  const insertStep = db.prepare(`
+    INSERT INTO tasks (id, kind, priority, state, record) VALUES (?, '', 0, 'step', ?) ON CONFLICT (id) DO NOTHING`)
+  const recordCalls = db.prepare('UPDATE tasks SET calls = ?, steps = ?, pending = ? WHERE seq = ?')
+  const wait = db.prepare(`UPDATE tasks SET state = 'waiting', token = NULL, at = ? WHERE seq = ?`)
+
+  /** Returns true when the task is to be queued again at once. */
+  function call(task: Row, outcome: Outcome & { type: 'call' }, now: number, news: News): boolean {
+    const created = outcome.children.filter((child) => queue.add(child, now, news)).length
+    for (const { id, record } of outcome.records) insertStep.run(id, record)
+    const pending = task.pending + created
+    recordCalls.run(outcome.calls, outcome.steps, pending, task.seq)
+    if (!outcome.park) return false
+    if (pending === 0 && outcome.wakeAt === null) return true
+    wait.run(outcome.wakeAt ?? NEVER, task.seq)
+    if (outcome.wakeAt !== null) news.due(task.kind, outcome.wakeAt)
+    return false
+  }
+
+  const delay = db.prepare(`
+    UPDATE tasks SET state = 'delayed', token = NULL, attempts = attempts + 1, at = ? WHERE seq = ?`)
+
+  function settle(outcomes: readonly Outcome[], now: number, news: News): string[] {
+    const refused: string[] = []
+    const ended: Row[] = []
+    const back: Row[] = []
+    for (const outcome of outcomes) {
+      const task = select.get(outcome.id)
+      // Nobody but a driver writes final records here, so there is never one to adopt.
+      if (task?.state !== 'running' || task.token !== outcome.token || outcome.type === 'adopt') {
+        refused.push(outcome.id)
+        continue
+      }
+      switch (outcome.type) {
+        case 'end':
+          end(task, outcome, now, news)
+          ended.push(task)
+          break
+        case 'retry':
+          delay.run(outcome.at, task.seq)
+          news.due(task.kind, outcome.at)
+          break
+        case 'release':
+          back.push(task)
+          break
+        case 'call':
+          if (call(task, outcome, now, news)) back.push(task)
+          break
+      }
+    }
+    queue.toFront(back, news)
+    reportEnded(ended, news)
+    return refused
+  }
+
+  const prolong = db.prepare(`
+    UPDATE tasks SET at = ?, done = coalesce(?, done), total = coalesce(?, total)
+    WHERE id = ? AND token = ? AND state = 'running'`)
+
+  function extend(leases: readonly Lease[], deadline: number): Lapsed {
+    const lapsed: Lapsed = { lost: [], cancelled: [] }
+    for (const { id, token, progress } of leases) {
+      if (prolong.run(deadline, progress?.done ?? null, progress?.total ?? null, id, token) > 0) continue
+      const state = select.get(id)?.state
+      lapsed[state === undefined || state === 'cancelled' ? 'cancelled' : 'lost'].push(id)
+    }
+    return lapsed
+  }
+
+  function cancel(tasks: readonly Cancellation[], now: number, news: News): Cancelled[] {
+    const ended: Row[] = []
+    const answers = tasks.map(({ id, record, expiresAt }) => {
+      const task = select.get(id)
+      if (task === null || !['queued', 'running', 'waiting', 'delayed'].includes(task.state)) {
+        return { id, cancelled: false, calls: task?.calls ?? 0 }
+      }
+      end(task, { state: 'cancelled', record, expiresAt }, now, news)
+      ended.push(task)
+      return { id, cancelled: true, calls: task.calls }
+    })
+    reportEnded(ended, news)
+    return answers
+  }
+
+  return { settle, extend, cancel, addPending }
+}

@@ -1,0 +1,136 @@
+import { PRIORITIES, type Priority } from '#shared/task/task.ts'
+import type { Claim, Claimed, ClaimRequest, NewTask } from '../broker.ts'
+import type { Database } from './database.ts'
+import { NEVER } from './schema.ts'
+import type { News } from './signals.ts'
+
+/** What one call takes back at most, so that it cannot hold the file for long; the rest is still due, and says so by `nextDueAt`. */
+const TAKE_BACK_LIMIT = 10_000
+
+/** Priority as it is stored: 0 is taken first. */
+export const rank = (priority: Priority): number => PRIORITIES.indexOf(priority)
+
+/** How tasks enter the queues and leave them. To be called within a transaction. */
+export interface Queue {
+  /** Stores and queues a task, or delays it; false when its id is known. */
+  add(task: NewTask, now: number, news: News): boolean
+  /** Queues an ended task anew, at the back; null when it has not ended. */
+  reopen(task: NewTask, now: number, news: News): { parent: string | null } | null
+  /** Queues tasks again: the first of them will be the first to run. */
+  toFront(tasks: readonly { seq: number; kind: string }[], news: News): void
+  claim(request: ClaimRequest, now: number, news: News): Claim
+}
+
+export function createQueue(db: Database): Queue {
+  const insertQueued = db.prepare(`
+    INSERT INTO tasks (id, kind, priority, parent, envelope, state, position)
+    VALUES (?1, ?2, ?3, ?4, ?5, 'queued', (
+      SELECT coalesce(max(position), 0) + 1 FROM tasks WHERE kind = ?2 AND priority = ?3 AND position IS NOT NULL
+    )) ON CONFLICT (id) DO NOTHING`)
+  const insertDelayed = db.prepare(`
+    INSERT INTO tasks (id, kind, priority, parent, envelope, state, at) VALUES (?1, ?2, ?3, ?4, ?5, 'delayed', ?6)
+    ON CONFLICT (id) DO NOTHING`)
+
+  function add(task: NewTask, now: number, news: News): boolean {
+    const values = [task.id, task.kind, rank(task.priority), task.parent?.id ?? null, task.envelope] as const
+    const dueAt = task.dueAt ?? null
+    if (dueAt !== null && dueAt > now) {
+      if (insertDelayed.run(...values, dueAt) === 0) return false
+      news.due(task.kind, dueAt)
+    } else {
+      if (insertQueued.run(...values) === 0) return false
+      news.queued(task.kind)
+    }
+    return true
+  }
+
+  const restart = db.prepare<{ seq: number; kind: string; parent: string | null }>(`
+    UPDATE tasks SET state = 'delayed', at = ?2, priority = ?3, envelope = ?4, calls = ?5, steps = ?6, record = NULL, expires_at = NULL,
+      attempts = 0, started_at = NULL, done = NULL, total = NULL
+    WHERE id = ?1 AND state IN ('succeeded', 'failed', 'cancelled') RETURNING seq, kind, parent`)
+  const moveToBack = db.prepare(`
+    UPDATE tasks SET state = 'queued', at = NULL, position = (
+      SELECT coalesce(max(position), 0) + 1 FROM tasks AS others
+      WHERE others.kind = tasks.kind AND others.priority = tasks.priority AND others.position IS NOT NULL
+    ) WHERE seq = ?`)
+
+  function reopen(task: NewTask, now: number, news: News): { parent: string | null } | null {
+    const dueAt = task.dueAt ?? now
+    const row = restart.get(
+      task.id,
+      dueAt,
+      rank(task.priority),
+      task.envelope,
+      task.history?.calls ?? 0,
+      task.history?.steps ?? 0,
+    )
+    if (row === null) return null
+    if (dueAt > now) {
+      news.due(row.kind, dueAt)
+    } else {
+      moveToBack.run(row.seq)
+      news.queued(row.kind)
+    }
+    return row
+  }
+
+  const moveToFront = db.prepare(`
+    UPDATE tasks SET state = 'queued', at = NULL, token = NULL, position = (
+      SELECT coalesce(min(position), 0) - 1 FROM tasks AS others
+      WHERE others.kind = tasks.kind AND others.priority = tasks.priority AND others.position IS NOT NULL
+    ) WHERE seq = ?`)
+
+  function toFront(tasks: readonly { seq: number; kind: string }[], news: News): void {
+    for (const task of tasks.toReversed()) {
+      moveToFront.run(task.seq)
+      news.queued(task.kind)
+    }
+  }
+
+  const selectDue = db.prepare<{ seq: number; kind: string; state: string }>(`
+    SELECT seq, kind, state FROM tasks WHERE kind = ? AND state IN ('running', 'delayed', 'waiting') AND at <= ?
+    ORDER BY at, seq LIMIT ${TAKE_BACK_LIMIT}`)
+  const useUpAttempt = db.prepare('UPDATE tasks SET attempts = attempts + 1 WHERE seq = ?')
+
+  function takeBack(kinds: readonly string[], now: number, news: News): void {
+    for (const kind of kinds) {
+      const due = selectDue.all(kind, now)
+      for (const task of due) if (task.state === 'running') useUpAttempt.run(task.seq)
+      toFront(due, news)
+    }
+  }
+
+  const selectQueued = db.prepare<Omit<Claimed, 'token'> & { seq: number }>(`
+    SELECT seq, id, kind, attempts + 1 AS attempt, calls, steps, envelope FROM tasks
+    WHERE kind = ? AND priority = ? AND position IS NOT NULL ORDER BY position LIMIT ?`)
+  const hold = db.prepare(`
+    UPDATE tasks SET state = 'running', position = NULL, token = ?, at = ?, started_at = ? WHERE seq = ?`)
+  const selectNextDue = db.prepare<{ at: number }>(`
+    SELECT at FROM tasks WHERE kind = ? AND state = ? AND at < ${NEVER} ORDER BY at LIMIT 1`)
+
+  function nextDueAt(kinds: readonly string[]): number | null {
+    const times = kinds.flatMap((kind) =>
+      ['running', 'delayed', 'waiting'].flatMap((state) => selectNextDue.get(kind, state)?.at ?? []),
+    )
+    return times.length === 0 ? null : Math.min(...times)
+  }
+
+  function claim({ kinds, limit, leaseMs, takeBack: alsoDue }: ClaimRequest, now: number, news: News): Claim {
+    if (limit <= 0) return { tasks: [], nextDueAt: null }
+    if (alsoDue) takeBack(kinds, now, news)
+    const tasks: Claimed[] = []
+    const token = crypto.randomUUID()
+    for (const priority of PRIORITIES) {
+      for (const kind of kinds) {
+        if (tasks.length >= limit) break
+        for (const { seq, ...task } of selectQueued.all(kind, rank(priority), limit - tasks.length)) {
+          hold.run(token, now + leaseMs, now, seq)
+          tasks.push({ ...task, token })
+        }
+      }
+    }
+    return { tasks, nextDueAt: alsoDue ? nextDueAt(kinds) : null }
+  }
+
+  return { add, reopen, toFront, claim }
+}

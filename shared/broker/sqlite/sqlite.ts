@@ -1,0 +1,147 @@
+import { StoreUnavailable } from '#shared/task/errors.ts'
+import type { Broker, BrokerOptions } from '../broker.ts'
+import { type Database, openDatabase } from './database.ts'
+import { createEnding } from './ending.ts'
+import { createLook } from './look.ts'
+import { createQueue } from './queue.ts'
+import { migrate } from './schema.ts'
+import { createSignals, type News } from './signals.ts'
+
+export interface SqliteBrokerOptions extends BrokerOptions {
+  /** The file, made with its folder when it is missing; `:memory:` for a store that ends with the broker. */
+  path: string
+}
+
+/**
+ * A broker on one SQLite file, which several processes of one machine may share. Calls are synchronous inside: a call waits up to 5 s for
+ * another process that is writing, and the event loop waits with it.
+ *
+ * @throws StoreUnavailable when the file cannot be opened, or was made by a newer version.
+ */
+export function createSqliteBroker({ path, now = Date.now }: SqliteBrokerOptions): Broker {
+  const db = open(path)
+  const queue = createQueue(db)
+  const ending = createEnding(db, queue)
+  const look = createLook(db)
+  const signals = createSignals(db)
+  let closed = false
+
+  async function read<T>(operation: string, body: () => T): Promise<T> {
+    if (closed) throw new StoreUnavailable(`The SQLite store is closed: ${operation}.`)
+    return guard(operation, body)
+  }
+
+  const begin = db.prepare('BEGIN IMMEDIATE')
+  const commit = db.prepare('COMMIT')
+  const rollback = db.prepare('ROLLBACK')
+
+  function write<T>(operation: string, body: (news: News) => T): Promise<T> {
+    return read(operation, () => {
+      const news = signals.collect()
+      begin.run()
+      let result: T
+      try {
+        result = body(news)
+        commit.run()
+      } catch (error) {
+        try {
+          rollback.run()
+        } catch {
+          // SQLite has already rolled back after some errors (a full disk); the first error is the one to tell.
+        }
+        throw error
+      }
+      news.tell()
+      return result
+    })
+  }
+
+  const forget = db.prepare('DELETE FROM tasks WHERE id = ? AND record IS NOT NULL')
+  const ping = db.prepare('SELECT 1')
+
+  return {
+    enqueue: (tasks) =>
+      write('enqueue', (news) =>
+        tasks.map((task) => {
+          const created = queue.add(task, now(), news)
+          if (created && task.parent) ending.addPending(task.parent.id, 1)
+          return { id: task.id, created }
+        }),
+      ),
+
+    claim: (request) => write('claim', (news) => queue.claim(request, now(), news)),
+
+    settle: (outcomes, next) =>
+      write('settle', (news) => ({
+        refused: ending.settle(outcomes, now(), news),
+        next: next ? queue.claim(next, now(), news) : null,
+      })),
+
+    extend: (leases, leaseMs) => write('extend', () => ending.extend(leases, now() + leaseMs)),
+
+    get: (ids) => read('get', () => ids.map(look.get)),
+
+    cancel: (tasks) => write('cancel', (news) => ending.cancel(tasks, now(), news)),
+
+    remove: (tasks) =>
+      write('remove', () => {
+        for (const { id } of tasks) forget.run(id)
+      }),
+
+    retry: (tasks) =>
+      write('retry', (news) =>
+        tasks.flatMap((task) => {
+          const reopened = queue.reopen(task, now(), news)
+          if (reopened?.parent) ending.addPending(reopened.parent, 1)
+          return reopened ? [task.id] : []
+        }),
+      ),
+
+    list: (query) => read('list', () => look.list(query)),
+
+    stats: (kinds) => read('stats', () => kinds.map((kind) => look.stats(kind, now()))),
+
+    sweep: (limit) => read('sweep', () => ({ expired: look.expired(now(), limit), foreign: [] })),
+
+    subscribe: (kinds, wake) => read('subscribe', () => signals.subscribe(kinds, wake)),
+
+    watch: (on) => read('watch', () => signals.watch(on)),
+
+    emit: (chunks) =>
+      read('emit', () => {
+        for (const { id, chunk } of chunks) signals.emit({ type: 'chunk', id, chunk })
+      }),
+
+    ping: () => read('ping', () => void ping.get()),
+
+    async close() {
+      if (closed) return
+      closed = true
+      signals.close()
+      db.close()
+    },
+  }
+}
+
+function open(path: string): Database {
+  let db: Database | undefined
+  try {
+    db = openDatabase(path)
+    migrate(db)
+    return db
+  } catch (error) {
+    db?.close()
+    throw new StoreUnavailable(`The SQLite store ${path} could not be opened.`, { cause: error })
+  }
+}
+
+/** Turns what SQLite throws into the port's error; anything else is a bug and passes. Its codes and messages carry no values. */
+function guard<T>(operation: string, body: () => T): T {
+  try {
+    return body()
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+    if (!code.startsWith('SQLITE_')) throw error
+    throw new StoreUnavailable(`The SQLite store could not ${operation}: ${code}.`, { cause: error })
+  }
+}

@@ -1,0 +1,221 @@
+import { type FinalState, LIVE_STATES, type LiveState, PRIORITIES, type State } from '#shared/task/task.ts'
+import type { Claimed, ClaimRequest, KindStats, NewTask, Outcome, Stored } from '../broker.ts'
+import { recordOf } from './scene.ts'
+
+export interface ModelTask {
+  task: NewTask
+  state: State
+  /** While it is queued: of two tasks in one queue, the one with the lower turn is first. Those that came back together share one. */
+  turn: number
+  /** When it comes back, or when it ended. */
+  at: number
+  token: string
+  attempts: number
+  calls: number
+  steps: number
+  startedAt: number | null
+  progress: { done: number; total: number } | null
+  record: string
+  expiresAt: number | null
+}
+
+/** What a store should hold, as a plain object: the slow and obvious way. */
+export interface Model {
+  now: number
+  tasks: Map<string, ModelTask>
+  /** Records of steps. */
+  records: Map<string, string>
+  back: number
+  front: number
+}
+
+export const newModel = (now: number): Model => ({ now, tasks: new Map(), records: new Map(), back: 0, front: 0 })
+
+const NEVER = Number.POSITIVE_INFINITY
+
+export const isLive = (task: ModelTask): boolean => LIVE_STATES.some((state) => state === task.state)
+
+/** Children that have not ended. */
+export function pendingOf(model: Model, id: string): number {
+  return [...model.tasks.values()].filter((one) => one.task.parent?.id === id && isLive(one)).length
+}
+
+export function enqueue(model: Model, task: NewTask): boolean {
+  if (model.tasks.has(task.id) || model.records.has(task.id)) return false
+  const delayed = (task.dueAt ?? 0) > model.now
+  model.tasks.set(task.id, {
+    task,
+    state: delayed ? 'delayed' : 'queued',
+    turn: ++model.back,
+    at: task.dueAt ?? 0,
+    token: '',
+    attempts: 0,
+    calls: 0,
+    steps: 0,
+    startedAt: null,
+    progress: null,
+    record: '',
+    expiresAt: null,
+  })
+  return true
+}
+
+function toFront(model: Model, task: ModelTask): void {
+  task.state = 'queued'
+  task.turn = model.front
+}
+
+/** Puts back what is due of these kinds. Nothing is said of the order among them. */
+export function takeBack(model: Model, kinds: readonly string[]): void {
+  model.front--
+  for (const one of model.tasks.values()) {
+    if (!['running', 'delayed', 'waiting'].includes(one.state)) continue
+    if (!kinds.includes(one.task.kind) || one.at > model.now) continue
+    if (one.state === 'running') one.attempts++
+    toFront(model, one)
+  }
+}
+
+/** Takes over what the store has claimed; returns what is wrong with it, or null. */
+export function claimed(
+  model: Model,
+  tasks: readonly Claimed[],
+  request: ClaimRequest,
+  ordered: boolean,
+): string | null {
+  const queued = [...model.tasks.values()].filter(
+    (one) => one.state === 'queued' && request.kinds.includes(one.task.kind),
+  )
+  const place = ({ task, turn }: ModelTask): number[] => [
+    PRIORITIES.indexOf(task.priority),
+    request.kinds.indexOf(task.kind),
+    turn,
+  ]
+  queued.sort((a, b) => compare(place(a), place(b)))
+  const expected = Math.min(request.limit, queued.length)
+  if (tasks.length !== expected) return `claimed ${tasks.length} of ${expected}`
+  for (const [i, task] of tasks.entries()) {
+    const one = model.tasks.get(task.id)
+    if (one?.state !== 'queued') return `claimed ${task.id}, which is ${one?.state}`
+    const turn = queued[i]
+    if (ordered && turn && compare(place(one), place(turn)) !== 0) return `claimed ${task.id} out of turn`
+    const should = { attempt: one.attempts + 1, calls: one.calls, steps: one.steps, envelope: one.task.envelope }
+    const { attempt, calls, steps, envelope } = task
+    if (JSON.stringify({ attempt, calls, steps, envelope }) !== JSON.stringify(should))
+      return `claimed ${task.id} wrongly`
+    one.state = 'running'
+    one.token = task.token
+    one.at = model.now + request.leaseMs
+    one.startedAt = model.now
+  }
+  return null
+}
+
+function compare(a: readonly number[], b: readonly number[]): number {
+  return a.map((value, i) => value - (b[i] ?? 0)).find((difference) => difference !== 0) ?? 0
+}
+
+/** Returns false when the outcome is to be refused. */
+export function settle(model: Model, outcome: Outcome): boolean {
+  const one = model.tasks.get(outcome.id)
+  if (one?.state !== 'running' || one.token !== outcome.token) return false
+  switch (outcome.type) {
+    case 'end':
+      finish(model, one, outcome)
+      break
+    case 'retry':
+      one.state = 'delayed'
+      one.attempts++
+      one.at = outcome.at
+      break
+    case 'release':
+      model.front--
+      toFront(model, one)
+      break
+    case 'call': {
+      for (const child of outcome.children) enqueue(model, child)
+      for (const { id, record } of outcome.records) model.records.set(id, record)
+      one.calls = outcome.calls
+      one.steps = outcome.steps
+      if (!outcome.park) break
+      if (outcome.wakeAt === null && pendingOf(model, outcome.id) === 0) {
+        model.front--
+        toFront(model, one)
+      } else {
+        one.state = 'waiting'
+        one.at = outcome.wakeAt ?? NEVER
+      }
+    }
+  }
+  return true
+}
+
+/** Ends a live task; its parent goes on when it was the last. */
+export function finish(
+  model: Model,
+  one: ModelTask,
+  how: { state: FinalState; record: string; expiresAt: number | null },
+): void {
+  one.state = how.state
+  one.record = how.record
+  one.at = model.now
+  const parent = one.task.parent && model.tasks.get(one.task.parent.id)
+  if (!one.task.parent) one.expiresAt = how.expiresAt
+  if (parent?.state === 'waiting' && pendingOf(model, parent.task.id) === 0) {
+    model.front--
+    toFront(model, parent)
+  }
+}
+
+export function cancel(model: Model, id: string, expiresAt: number | null): boolean {
+  const one = model.tasks.get(id)
+  if (!one || !isLive(one)) return false
+  finish(model, one, { state: 'cancelled', record: recordOf(id, 'cancelled'), expiresAt })
+  return true
+}
+
+/** What `get` should answer. */
+export function stored(model: Model, id: string): Stored | null {
+  const record = model.records.get(id)
+  if (record !== undefined) return { id, record, live: null }
+  const one = model.tasks.get(id)
+  if (!one) return null
+  if (!isLive(one)) return { id, record: one.record, live: null }
+  const { task, state, attempts, calls, steps, startedAt, progress } = one
+  return {
+    id,
+    record: null,
+    live: {
+      state: state as LiveState,
+      kind: task.kind,
+      attempts,
+      calls,
+      steps,
+      pending: pendingOf(model, id),
+      startedAt,
+      progress,
+      envelope: task.envelope,
+    },
+  }
+}
+
+/** What `stats` should answer, but for the envelopes at the front. */
+export function stats(model: Model, kind: string): KindStats {
+  const all = [...model.tasks.values()].filter((one) => one.task.kind === kind)
+  const count = (state: State, after = Number.NEGATIVE_INFINITY) =>
+    all.filter((one) => one.state === state && one.at > after).length
+  const minute = model.now - 60_000
+  return {
+    kind,
+    queued: count('queued'),
+    running: count('running'),
+    waiting: count('waiting'),
+    delayed: count('delayed'),
+    succeeded: count('succeeded'),
+    failed: count('failed'),
+    cancelled: count('cancelled'),
+    broken: 0,
+    oldest: [],
+    lastMinute: { succeeded: count('succeeded', minute), failed: count('failed', minute) },
+  }
+}

@@ -1,0 +1,126 @@
+import { expect } from 'bun:test'
+import type { Claimed } from '../broker.ts'
+import { call, cancellation, type Define, end, ids, LEASE_MS, recordOf, retryAt } from './scene.ts'
+
+export function testRetry(test: Define): void {
+  test('queues an ended task again, from attempt 1', async ({ broker, clock, run, task, live, claimAll }) => {
+    for (const state of ['failed', 'succeeded'] as const) {
+      const first = await run()
+      await broker.settle([retryAt(first, clock.now() + 1)])
+      clock.advance(1)
+      const [second] = (await claimAll({ takeBack: true })) as [Claimed]
+      await broker.settle([end(second, { state })])
+
+      const again = task({ id: first.id, envelope: `{"task_id":"${first.id}","v":1,"payload":"again"}` })
+      expect(await broker.retry([again])).toEqual([first.id])
+      expect(await live(first.id)).toMatchObject({ state: 'queued', attempts: 0, pending: 0, envelope: again.envelope })
+      expect(await broker.list({ kind: 'sum', state, offset: 0, limit: 10 })).toEqual([])
+      const [third] = (await claimAll()) as [Claimed]
+      expect(third).toMatchObject({ id: first.id, attempt: 1, envelope: again.envelope })
+      await broker.settle([end(third)])
+      await broker.remove([third])
+    }
+  })
+
+  test('queues a cancelled task again, once', async ({ broker, add, live, claimAll }) => {
+    const cancelled = await add()
+    await broker.cancel([cancellation(cancelled)])
+    expect(await broker.retry([cancelled])).toEqual([cancelled.id])
+    expect((await live(cancelled.id)).state).toBe('queued')
+    expect(ids(await claimAll())).toEqual([cancelled.id])
+  })
+
+  test('queues a task that was cancelled while it ran, and its old worker is refused', async ({
+    broker,
+    run,
+    task,
+    claimAll,
+    live,
+  }) => {
+    const running = await run()
+    await broker.cancel([cancellation(running)])
+    expect(await broker.retry([task({ id: running.id })])).toEqual([running.id])
+    const [again] = (await claimAll()) as [Claimed]
+    expect(again).toMatchObject({ id: running.id, attempt: 1 })
+    expect((await broker.settle([end(running)])).refused).toEqual([running.id])
+    expect((await live(running.id)).state).toBe('running')
+    expect((await broker.settle([end(again)])).refused).toEqual([])
+  })
+
+  test(
+    'queues at the back',
+    async ({ broker, run, add, task, claimAll }) => {
+      const ended = await run()
+      await broker.settle([end(ended, { state: 'failed' })])
+      const queued = await add()
+      await broker.retry([task({ id: ended.id })])
+      expect(ids(await claimAll())).toEqual(ids([queued, ended]))
+    },
+    'order',
+  )
+
+  test('returns only those that were queued', async ({ broker, run, add, task, live }) => {
+    const ended = await run()
+    await broker.settle([end(ended, { state: 'failed' })])
+    const queued = await add()
+    const unknown = task()
+    expect(await broker.retry([queued, unknown, task({ id: ended.id })])).toEqual([ended.id])
+    expect(await broker.get([unknown.id])).toEqual([null])
+    expect((await live(queued.id)).envelope).toBe(queued.envelope)
+    expect(await broker.retry([])).toEqual([])
+  })
+
+  test('leaves a running task as it is', async ({ broker, clock, run, task, live, claimAll }) => {
+    const running = await run()
+    expect(await broker.retry([task({ id: running.id })])).toEqual([])
+    expect((await live(running.id)).state).toBe('running')
+    expect(await claimAll()).toEqual([])
+    clock.advance(LEASE_MS)
+    expect(await claimAll({ takeBack: true })).toMatchObject([{ attempt: 2 }])
+  })
+
+  test('changes nothing when it comes again', async ({ broker, run, task, claimAll }) => {
+    const ended = await run()
+    await broker.settle([end(ended, { state: 'failed' })])
+    const again = task({ id: ended.id })
+    expect(await broker.retry([again])).toEqual([ended.id])
+    expect(await broker.retry([again])).toEqual([])
+    expect(ids(await claimAll())).toEqual([ended.id])
+  })
+
+  test('forgets when the record would have expired', async ({ broker, clock, run, task }) => {
+    const ended = await run()
+    await broker.settle([end(ended, { state: 'failed', expiresAt: clock.now() + 1000 })])
+    await broker.retry([task({ id: ended.id })])
+    clock.advance(2000)
+    expect((await broker.sweep(100)).expired).toEqual([])
+  })
+
+  test('counts the task as queued, and no longer as failed', async ({ broker, run, task }) => {
+    const ended = await run()
+    await broker.settle([end(ended, { state: 'failed' })])
+    await broker.retry([task({ id: ended.id })])
+    expect(await broker.stats(['sum'])).toMatchObject([{ queued: 1, failed: 0, lastMinute: { failed: 0 } }])
+  })
+
+  test('keeps the history', async ({ broker, run, child, task, record, live, claimAll }) => {
+    const parent = await run({ kind: 'sequence' })
+    const of = { parent: { id: parent.id, kind: 'sequence' } }
+    const step = { id: `${parent.id}.1`, record: recordOf('step') }
+    const children = [child(parent, 0)]
+    await broker.settle([call(parent, { children, records: [step] })])
+    await broker.settle((await claimAll()).map((one) => end(one, of)))
+    const [resumed] = (await claimAll({ kinds: ['sequence'] })) as [Claimed]
+    await broker.settle([end(resumed, { state: 'failed' })])
+
+    await broker.retry([task({ id: parent.id, kind: 'sequence', history: { calls: 2, steps: 1 } })])
+    expect(await record(`${parent.id}.0`)).toBe(recordOf(`${parent.id}.0`))
+    expect(await record(step.id)).toBe(step.record)
+    const [again] = (await claimAll({ kinds: ['sequence'] })) as [Claimed]
+    expect(again).toMatchObject({ id: parent.id, attempt: 1, calls: 2, steps: 1 })
+    // Called again from the history: nothing is run twice, and there is nothing to wait for.
+    await broker.settle([call(again, { children, records: [step] })])
+    expect(await live(parent.id)).toMatchObject({ state: 'queued', calls: 2, steps: 1, pending: 0 })
+    expect(await claimAll()).toEqual([])
+  })
+}

@@ -1,0 +1,102 @@
+import { expect } from 'bun:test'
+import type { Claimed, KindStats } from '../broker.ts'
+import { call, cancellation, type Define, end, recordOf, retryAt } from './scene.ts'
+
+const empty = (kind: string): KindStats => ({
+  kind,
+  queued: 0,
+  running: 0,
+  waiting: 0,
+  delayed: 0,
+  succeeded: 0,
+  failed: 0,
+  cancelled: 0,
+  broken: 0,
+  oldest: [],
+  lastMinute: { succeeded: 0, failed: 0 },
+})
+
+export function testStats(test: Define): void {
+  test('counts nothing of kinds without tasks', async ({ broker }) => {
+    expect(await broker.stats(['sum', 'chat'])).toEqual([empty('sum'), empty('chat')])
+    expect(await broker.stats([])).toEqual([])
+  })
+
+  test('counts the tasks of each kind by state', async ({ broker, clock, task, child, claimAll }) => {
+    await broker.enqueue(Array.from({ length: 7 }, () => task()))
+    const [running, waiting, one, two, failed, cancelled, retried] = (await claimAll()) as [
+      Claimed,
+      Claimed,
+      Claimed,
+      Claimed,
+      Claimed,
+      Claimed,
+      Claimed,
+    ]
+    expect(running.attempt).toBe(1)
+    const children = [child(waiting, 0, { kind: 'chat' }), child(waiting, 1, { kind: 'chat' })]
+    await broker.settle([
+      call(waiting, { children, records: [{ id: `${waiting.id}.2`, record: recordOf('step') }] }),
+      end(one),
+      end(two),
+      end(failed, { state: 'failed' }),
+      retryAt(retried, clock.now() + 1000),
+    ])
+    await broker.cancel([cancellation(cancelled)])
+    const delayed = task({ dueAt: clock.now() + 1000 })
+    const queued = task()
+    await broker.enqueue([delayed, queued])
+    expect(await broker.stats(['sum', 'chat'])).toEqual([
+      {
+        ...empty('sum'),
+        queued: 1,
+        running: 1,
+        waiting: 1,
+        delayed: 2,
+        succeeded: 2,
+        failed: 1,
+        cancelled: 1,
+        oldest: [queued.envelope],
+        lastMinute: { succeeded: 2, failed: 1 },
+      },
+      { ...empty('chat'), queued: 2, oldest: [children[0]!.envelope] },
+    ])
+  })
+
+  test(
+    'shows the envelopes at the front of the three queues',
+    async ({ broker, add }) => {
+      const low = await add({ priority: 'low' })
+      const normal = await add()
+      await add()
+      const high = await add({ priority: 'high' })
+      const [stats] = await broker.stats(['sum'])
+      expect(stats!.oldest.toSorted()).toEqual([low, normal, high].map((one) => one.envelope).toSorted())
+    },
+    'order',
+  )
+
+  test('tells what ended within the last minute', async ({ broker, clock, add, claimAll }) => {
+    await add()
+    await add()
+    await add()
+    const [first, second, third] = (await claimAll()) as [Claimed, Claimed, Claimed]
+    await broker.settle([end(first)])
+    clock.advance(30_000)
+    await broker.settle([end(second, { state: 'failed' })])
+    await broker.settle([end(third)])
+    expect(await broker.stats(['sum'])).toMatchObject([{ lastMinute: { succeeded: 2, failed: 1 } }])
+    clock.advance(31_000)
+    expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 2, lastMinute: { succeeded: 1, failed: 1 } }])
+    clock.advance(30_000)
+    expect(await broker.stats(['sum'])).toMatchObject([
+      { succeeded: 2, failed: 1, lastMinute: { succeeded: 0, failed: 0 } },
+    ])
+  })
+
+  test('counts an expired lease as running until it is taken back', async ({ broker, clock, run }) => {
+    await run()
+    clock.advance(1_000_000)
+    expect(await broker.stats(['sum'])).toMatchObject([{ running: 1, queued: 0 }])
+  })
+}

@@ -1,0 +1,283 @@
+import { afterEach, describe, expect, test } from 'bun:test'
+import { contracts } from '#services/workers/contracts.ts'
+import { buildRecord, readRecord } from '#shared/task/record.ts'
+import { childId, encodeEnvelope, type FinalState } from '#shared/task/task.ts'
+import type { Broker, NewTask, Stored } from './broker.ts'
+import { sweepOnce } from './expire.ts'
+import { createSqliteBroker } from './sqlite/sqlite.ts'
+import { cancelTree, removeTree } from './tree.ts'
+import { viewOf } from './view.ts'
+
+const DAY = 86_400_000
+const opened: Broker[] = []
+afterEach(async () => {
+  for (const broker of opened.splice(0)) await broker.close()
+})
+
+function setup() {
+  let time = Date.UTC(2026, 0, 1)
+  const now = () => time
+  const broker = createSqliteBroker({ path: ':memory:', now })
+  opened.push(broker)
+  const deps = { broker, contracts, now }
+
+  const newTask = (id: string, kind: string, parent?: { id: string; kind: string }): NewTask => ({
+    id,
+    kind,
+    priority: 'normal',
+    parent,
+    envelope: encodeEnvelope({ task_id: id, kind, payload: {}, created_at: now(), ...(parent ? { parent } : {}) }),
+  })
+  async function run(kind: string) {
+    const { tasks } = await broker.claim({ kinds: [kind], limit: 1, leaseMs: 1000, takeBack: false })
+    if (!tasks[0]) throw new Error(`no ${kind}`)
+    return tasks[0]
+  }
+  /** Claims the next task of a kind and lets it call children, and wait for them. */
+  async function fanOut(kind: string, childKind: string, calls: number) {
+    const { id, token } = await run(kind)
+    const children = Array.from({ length: calls }, (_, n) => newTask(childId(id, n), childKind, { id, kind }))
+    await broker.settle([
+      { type: 'call', id, kind, token, children, records: [], calls, steps: 0, park: true, wakeAt: null },
+    ])
+    return id
+  }
+  async function end(kind: string, state: FinalState = 'succeeded', expiresAt: number | null = null) {
+    const { id, token, calls, steps } = await run(kind)
+    const envelope = { task_id: id, kind, payload: {} }
+    const statusCode = state === 'succeeded' ? 200 : 500
+    const run_ = { attempt: 1, calls, steps, startedAt: now(), finishedAt: now() }
+    const record = JSON.stringify(buildRecord({ ...run_, envelope, state, statusCode, contract: contracts[kind] }))
+    await broker.settle([{ type: 'end', id, kind, token, state, record, expiresAt }])
+    return id
+  }
+  const states = async (...ids: string[]) =>
+    (await broker.get(ids)).map((stored) => stored && viewOf(stored, contracts).status)
+  return {
+    ...deps,
+    deps,
+    newTask,
+    fanOut,
+    end,
+    states,
+    run,
+    pass: (ms: number) => {
+      time += ms
+    },
+  }
+}
+
+describe('cancelTree', () => {
+  test('ends a tree of several levels and more children than one call takes', async () => {
+    const { broker, deps, newTask, fanOut, states } = setup()
+    await broker.enqueue([newTask('r', 'conversation')])
+    await fanOut('conversation', 'sequence', 2)
+    await fanOut('sequence', 'sum', 1200)
+    await cancelTree(deps, 'r')
+    expect(await states('r', 'r.0', 'r.1', 'r.0.0', 'r.0.599', 'r.0.1199')).toEqual(Array(6).fill('cancelled'))
+    const { tasks } = await broker.claim({ kinds: ['sum', 'sequence'], limit: 9, leaseMs: 1, takeBack: true })
+    expect(tasks).toEqual([])
+  })
+
+  test('a root that was cancelled expires when its retention is over', async () => {
+    const { broker, deps, newTask, fanOut, pass, states } = setup()
+    await broker.enqueue([newTask('r', 'sequence')])
+    await fanOut('sequence', 'sum', 2)
+    await cancelTree(deps, 'r')
+    pass(7 * DAY - 1)
+    expect(await sweepOnce(deps, 10)).toEqual({ expired: 0, adopted: 0 })
+    pass(1)
+    expect(await sweepOnce(deps, 10)).toEqual({ expired: 1, adopted: 0 })
+    expect(await states('r', 'r.0', 'r.1')).toEqual([null, null, null])
+  })
+
+  test('a child that is cancelled alone leaves its parent to go on', async () => {
+    const { broker, deps, newTask, fanOut, states } = setup()
+    await broker.enqueue([newTask('r', 'sequence')])
+    await fanOut('sequence', 'sum', 1)
+    await cancelTree(deps, 'r.0')
+    expect(await states('r', 'r.0')).toEqual(['queued', 'cancelled'])
+  })
+})
+
+describe('removeTree', () => {
+  test('forgets a finished tree of several levels, chunk by chunk', async () => {
+    const { broker, deps, newTask, fanOut, end, states } = setup()
+    await broker.enqueue([newTask('r', 'conversation')])
+    await fanOut('conversation', 'sequence', 1)
+    await fanOut('sequence', 'sum', 501)
+    for (let n = 0; n < 501; n++) await end('sum')
+    await end('sequence')
+    await end('conversation')
+    expect(await states('r', 'r.0', 'r.0.0', 'r.0.500')).toEqual(Array(4).fill('succeeded'))
+    await removeTree(deps, 'r')
+    expect(await states('r', 'r.0', 'r.0.0', 'r.0.500')).toEqual([null, null, null, null])
+  })
+
+  test('goes on where a crash left it: the root goes last', async () => {
+    const { broker, deps, newTask, fanOut, states } = setup()
+    await broker.enqueue([newTask('r', 'sequence')])
+    await fanOut('sequence', 'sum', 1200)
+    let calls = 0
+    const crashing: Broker = {
+      ...broker,
+      remove(tasks) {
+        if (++calls === 2) return Promise.reject(new Error('crash'))
+        return broker.remove(tasks)
+      },
+    }
+    await expect(removeTree({ ...deps, broker: crashing }, 'r')).rejects.toThrow('crash')
+    expect(await states('r', 'r.0', 'r.600')).toEqual(['cancelled', null, 'cancelled'])
+    await removeTree(deps, 'r')
+    expect(await states('r', 'r.0', 'r.600', 'r.1199')).toEqual([null, null, null, null])
+  })
+
+  test('finds children that were called after the record of a cancelled parent was made', async () => {
+    const { broker, deps, newTask, fanOut, states } = setup()
+    await broker.enqueue([newTask('r', 'sequence')])
+    const late: Broker = {
+      ...broker,
+      async cancel(tasks) {
+        await fanOut('sequence', 'sum', 3)
+        return broker.cancel(tasks)
+      },
+    }
+    await cancelTree({ ...deps, broker: { ...late, cancel: once(late.cancel, broker.cancel) } }, 'r')
+    const [root] = await broker.get(['r'])
+    expect(readRecord(root?.record ?? '')?.calls).toBe(0)
+    expect(await states('r.0', 'r.1', 'r.2')).toEqual(Array(3).fill('cancelled'))
+    await removeTree(deps, 'r')
+    expect(await states('r', 'r.0', 'r.1', 'r.2')).toEqual([null, null, null, null])
+  })
+})
+
+function once<F extends (...args: never[]) => unknown>(first: F, then: F): F {
+  let called = false
+  return ((...args: Parameters<F>) => {
+    const run = called ? then : first
+    called = true
+    return run(...args)
+  }) as F
+}
+
+describe('sweepOnce', () => {
+  test('forgets expired roots with their trees, and leaves one that was retried meanwhile', async () => {
+    const { broker, deps, newTask, fanOut, end, pass, now, states } = setup()
+    await broker.enqueue([newTask('r', 'sequence'), newTask('s', 'sum')])
+    await end('sum', 'failed', now() + DAY)
+    await fanOut('sequence', 'sum', 1)
+    await end('sum')
+    await end('sequence', 'succeeded', now() + DAY)
+    pass(DAY)
+    const racing: Broker = {
+      ...broker,
+      async sweep(limit) {
+        const swept = await broker.sweep(limit)
+        await broker.retry([newTask('s', 'sum')])
+        return swept
+      },
+    }
+    expect(await sweepOnce({ ...deps, broker: racing }, 10)).toMatchObject({ expired: 2 })
+    expect(await states('r', 'r.0', 's')).toEqual([null, null, 'queued'])
+  })
+
+  test('another process that sweeps at the same time does no harm', async () => {
+    const { broker, deps, newTask, end, pass, now, states } = setup()
+    await broker.enqueue([newTask('s', 'sum')])
+    await end('sum', 'succeeded', now() + DAY)
+    pass(DAY)
+    await Promise.all([sweepOnce(deps, 10), sweepOnce(deps, 10)])
+    expect(await states('s')).toEqual([null])
+  })
+
+  test('takes over what foreign workers wrote, even rubbish', async () => {
+    const { broker, deps, now } = setup()
+    const adopted: unknown[] = []
+    const parent = { id: 'r', kind: 'sequence' }
+    const envelope = (more: object) => JSON.stringify({ task_id: 'x', payload: {}, ...more })
+    const foreign: Broker = {
+      ...broker,
+      sweep: async () => ({
+        expired: [],
+        foreign: [
+          { id: 'r.0', kind: 'sum', record: '{"result":"8.0","status_code":200}', envelope: envelope({ parent }) },
+          {
+            id: 'a',
+            kind: 'sum',
+            record: '{"result":"no","status_code":500}',
+            envelope: envelope({ retention_s: 60 }),
+          },
+          { id: 'b', kind: 'chat', record: 'rubbish', envelope: 'rubbish' },
+        ],
+      }),
+      async settle(outcomes) {
+        adopted.push(...outcomes)
+        return { refused: [], next: null }
+      },
+    }
+    expect(await sweepOnce({ ...deps, broker: foreign }, 10)).toEqual({ expired: 0, adopted: 3 })
+    const adopt = { type: 'adopt', token: '' }
+    expect(adopted).toEqual([
+      { ...adopt, id: 'r.0', kind: 'sum', state: 'succeeded', parent, expiresAt: null },
+      { ...adopt, id: 'a', kind: 'sum', state: 'failed', parent: undefined, expiresAt: now() + 60_000 },
+      { ...adopt, id: 'b', kind: 'chat', state: 'failed', parent: undefined, expiresAt: now() + 7 * DAY },
+    ])
+  })
+})
+
+describe('viewOf', () => {
+  const final = (record: string): Stored => ({ id: 'a1', record, live: null })
+
+  test('shows a result of a foreign worker', () => {
+    expect(viewOf(final('{"result":"8.0","status_code":200}'), contracts)).toMatchObject({
+      task_id: 'a1',
+      kind: null,
+      status: 'succeeded',
+      result: '8.0',
+      status_code: 200,
+      error: null,
+      created_at: null,
+    })
+    expect(viewOf(final('{"result":"broken","status_code":500}'), contracts)).toMatchObject({
+      status: 'failed',
+      result: null,
+      error: { type: 'failed', message: 'broken' },
+    })
+  })
+
+  test('shows rubbish as a failure with the raw text', () => {
+    for (const text of ['rubbish', '', '[]', '{"result":"x"}']) {
+      expect(viewOf(final(text), contracts)).toMatchObject({
+        status: 'failed',
+        result: text,
+        status_code: 500,
+        error: { type: 'unreadable_record' },
+      })
+    }
+  })
+
+  test('a time outside of the calendar and a wrong content type do not throw', () => {
+    const record = {
+      result: '{',
+      status_code: 200,
+      content_type: 'application/json',
+      created_at: 9e15,
+      kind: '__proto__',
+    }
+    expect(viewOf(final(JSON.stringify(record)), contracts)).toMatchObject({ created_at: null, result: '{' })
+  })
+
+  test('a live task without a readable envelope is shown with what is known', () => {
+    const live = {
+      state: 'queued',
+      attempts: 0,
+      calls: 0,
+      steps: 0,
+      pending: 0,
+      startedAt: null,
+      progress: null,
+    } as const
+    const stored: Stored = { id: 'a1', record: null, live: { ...live, envelope: 'rubbish' } }
+    expect(viewOf(stored, contracts)).toMatchObject({ status: 'queued', kind: 'sum', attempt: 0 })
+  })
+})

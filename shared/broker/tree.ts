@@ -1,0 +1,133 @@
+import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
+import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
+import { childId, DEFAULT_RETENTION_S, type Envelope, expiryOf, type ParentRef } from '#shared/task/task.ts'
+import type { Broker, Cancellation, Cancelled, Live, Stored } from './broker.ts'
+import { attemptOf, type Contracts, contractOf } from './view.ts'
+
+/** Tasks that are read and written in one call: it bounds the memory, whatever the size of a tree. */
+const CHUNK = 500
+
+export interface TreeDeps {
+  broker: Broker
+  contracts: Contracts
+  /** Milliseconds since the epoch. */
+  now: () => number
+}
+
+/**
+ * Ends a live task as cancelled, and then its descendants, from the top down: a task without its live record can make no more
+ * children. A task that is final, or has just become so, is left as it is.
+ *
+ * @throws TaskNotFound when the id is unknown; StateConflict when the task is final.
+ */
+export async function cancelTree(deps: TreeDeps, id: string): Promise<void> {
+  const [stored] = await deps.broker.get([id])
+  if (!stored) throw new TaskNotFound(id)
+  const [cancelled] = stored.live ? await cancelLive(deps, [stored]) : []
+  if (!cancelled) throw new StateConflict(`Task ${id} has already ended: only an unfinished task can be cancelled.`)
+  await cancelBelow(deps, id, cancelled.calls)
+}
+
+/**
+ * Forgets a task with all its descendants. A live one is cancelled first. Records go from the leaves up and the root last, so that what a crash
+ * leaves behind is found again from the root. Calling it twice is harmless.
+ *
+ * @throws TaskNotFound when the id is unknown.
+ */
+export async function removeTree(deps: TreeDeps, id: string): Promise<void> {
+  const [stored] = await deps.broker.get([id])
+  if (!stored) throw new TaskNotFound(id)
+  await removeAll(deps, [stored])
+}
+
+/**
+ * Forgets the trees of those children of a task that failed, were cancelled, or were left unfinished, so that a retry calls them anew; the results of the
+ * others stay.
+ */
+export async function removeFailedChildren(deps: TreeDeps, parent: { id: string; calls: number }): Promise<void> {
+  for await (const children of childrenOf(deps.broker, parent.id, parent.calls)) {
+    await removeAll(
+      deps,
+      children.filter((child) => {
+        const record = child.record === null ? null : readRecord(child.record)
+        return record === null || (record.status ?? 'succeeded') !== 'succeeded' || record.status_code >= 400
+      }),
+    )
+  }
+}
+
+/** Cancels what is live of these, and gives those that this call ended. */
+async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly Stored[]): Promise<Cancelled[]> {
+  const at = now()
+  const cancellations = tasks.flatMap(({ id, live }) => (live ? [cancellationOf(id, live, contracts, at)] : []))
+  if (cancellations.length === 0) return []
+  return (await broker.cancel(cancellations)).filter(({ cancelled }) => cancelled)
+}
+
+async function cancelBelow(deps: TreeDeps, id: string, calls: number): Promise<void> {
+  for await (const children of childrenOf(deps.broker, id, calls)) {
+    for (const child of await cancelLive(deps, children)) await cancelBelow(deps, child.id, child.calls)
+  }
+}
+
+async function removeAll(deps: TreeDeps, tasks: readonly Stored[]): Promise<void> {
+  if (tasks.length === 0) return
+  const calls = new Map<string, number | null>()
+  for (const { id, record } of tasks) calls.set(id, (record !== null && readRecord(record)?.calls) || 0)
+  for (const task of await cancelLive(deps, tasks)) {
+    calls.set(task.id, task.calls)
+    await cancelBelow(deps, task.id, task.calls)
+  }
+  for (const id of await longerThanRecorded(deps.broker, calls)) calls.set(id, null)
+  for (const [id, known] of calls) {
+    for await (const children of childrenOf(deps.broker, id, known)) await removeAll(deps, children)
+  }
+  await deps.broker.remove(tasks.map((task) => ({ id: task.id, kind: kindOf(task) })))
+}
+
+/**
+ * Tasks that called more children than is known of them: the record of a cancelled one is made before it is cancelled, and a
+ * foreign one does not tell. Children have consecutive numbers, so one look at the next number tells.
+ */
+async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, number | null>): Promise<string[]> {
+  const ids = [...calls.keys()]
+  const next = await broker.get(ids.map((id) => childId(id, calls.get(id) ?? 0)))
+  return ids.filter((_, index) => next[index])
+}
+
+/** The children that are known, in chunks. Without the length of the history it looks until a whole chunk is unknown. */
+async function* childrenOf(broker: Broker, id: string, calls: number | null): AsyncGenerator<Stored[]> {
+  for (let from = 0; calls === null || from < calls; from += CHUNK) {
+    const length = calls === null ? CHUNK : Math.min(CHUNK, calls - from)
+    const found = await broker.get(Array.from({ length }, (_, index) => childId(id, from + index)))
+    const children = found.filter((child) => child !== null)
+    if (calls === null && children.length === 0) return
+    yield children
+  }
+}
+
+function cancellationOf(id: string, live: Live, contracts: Contracts, at: number): Cancellation {
+  const envelope: Envelope = readEnvelope(live.envelope) ?? { task_id: id, payload: null }
+  const record = cancelledRecord({
+    contract: contractOf(contracts, live.kind),
+    // A foreign envelope does not tell its kind: its queue does.
+    envelope: { ...envelope, kind: live.kind },
+    attempt: attemptOf(live),
+    calls: live.calls,
+    steps: live.steps,
+    startedAt: live.startedAt,
+    finishedAt: at,
+  })
+  const parent: ParentRef | undefined = envelope.parent
+  return {
+    id,
+    kind: live.kind,
+    parent,
+    record: JSON.stringify(record),
+    expiresAt: parent ? null : expiryOf(at, envelope.retention_s ?? DEFAULT_RETENTION_S),
+  }
+}
+
+function kindOf({ live, record }: Stored): string | null {
+  return live ? live.kind : (readRecord(record)?.kind ?? null)
+}

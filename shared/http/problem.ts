@@ -1,0 +1,89 @@
+import { HTTPException } from 'hono/http-exception'
+import { InvalidInput, type Issue, TaskerError } from '#shared/task/errors.ts'
+
+/** Every kind of problem that an answer may name: its status and what it is called. */
+const PROBLEMS = {
+  malformed: [400, 'Malformed request'],
+  unauthorized: [401, 'Unauthorized'],
+  forbidden: [403, 'Forbidden'],
+  not_found: [404, 'Not found'],
+  task_not_found: [404, 'Task not found'],
+  method_not_allowed: [405, 'Method not allowed'],
+  state_conflict: [409, 'The state of the task does not allow it'],
+  idempotency_conflict: [409, 'The idempotency key was used for another payload'],
+  too_large: [413, 'Content too large'],
+  unsupported_media_type: [415, 'Unsupported media type'],
+  invalid_input: [422, 'Invalid input'],
+  internal: [500, 'Internal error'],
+  no_secret_key: [503, 'No key for secret fields'],
+  store_unavailable: [503, 'The store does not answer'],
+} as const satisfies Record<string, readonly [status: number, title: string]>
+
+export type ProblemCode = keyof typeof PROBLEMS
+
+/** An answer other than the one that was asked for, thrown by handlers: `onError` makes it an RFC 9457 body. `message` is its `detail`, so it is written for the caller. */
+export class Problem extends Error {
+  override readonly name = 'Problem'
+  readonly code: ProblemCode
+  readonly headers: Record<string, string>
+  readonly issues: readonly Issue[]
+
+  constructor(
+    code: ProblemCode,
+    detail: string,
+    options: ErrorOptions & { headers?: Record<string, string>; issues?: readonly Issue[] } = {},
+  ) {
+    super(detail, options)
+    this.code = code
+    this.headers = options.headers ?? {}
+    this.issues = options.issues ?? []
+  }
+}
+
+/** A problem as it is answered. */
+export interface ProblemAnswer {
+  status: number
+  headers: Record<string, string>
+  /** JSON. */
+  body: string
+}
+
+/**
+ * The answer for anything that was thrown. Unknown errors become a 500 that says nothing about them; a prepared response of an HTTPException
+ * gives its headers. `instance` is the path of the request.
+ */
+export function problemAnswer(error: unknown, instance: string): ProblemAnswer {
+  if (error instanceof HTTPException) return fromException(error, instance)
+  const problem = toProblem(error)
+  const [status, title] = PROBLEMS[problem.code]
+  const type = `urn:tasker:problem:${problem.code.replaceAll('_', '-')}`
+  const errors = problem.issues.length > 0 ? { errors: problem.issues } : {}
+  return answer(status, problem.headers, { type, title, status, detail: problem.message, instance, ...errors })
+}
+
+/** The problem that an error stands for. This is the one place where codes become statuses. */
+export function toProblem(error: unknown): Problem {
+  if (error instanceof Problem) return error
+  if (error instanceof InvalidInput) return new Problem('invalid_input', error.message, { issues: error.issues })
+  if (error instanceof TaskerError) {
+    if (error.code === 'task_not_found' || error.code === 'state_conflict')
+      return new Problem(error.code, error.message)
+    if (error.code === 'store_unavailable') {
+      const detail = 'The store does not answer. Nothing was accepted: send the request again.'
+      return new Problem('store_unavailable', detail, { headers: { 'Retry-After': '1' } })
+    }
+  }
+  return new Problem('internal', 'Something went wrong here. The log has more under the id in X-Request-Id.')
+}
+
+function fromException(error: HTTPException, instance: string): ProblemAnswer {
+  const { status, message } = error
+  const headers = Object.fromEntries(error.res?.headers ?? [])
+  return answer(status, headers, { type: 'about:blank', title: message || `Error ${status}`, status, instance })
+}
+
+function answer(status: number, headers: Record<string, string>, body: unknown): ProblemAnswer {
+  // Those of a prepared body, which is replaced.
+  const { 'content-length': _length, 'content-encoding': _encoding, 'content-type': _type, ...kept } = headers
+  return { status, headers: { ...kept, 'Content-Type': 'application/problem+json' }, body: JSON.stringify(body) }
+}

@@ -1,0 +1,150 @@
+import { describe, expect, test } from 'bun:test'
+import { ConfigError, loadConfig } from './config.ts'
+import { newKey } from './seal.ts'
+
+const problemsOf = (env: Record<string, string>): string => {
+  try {
+    loadConfig(env)
+  } catch (error) {
+    if (error instanceof ConfigError) return error.message
+  }
+  return ''
+}
+
+test('nothing set gives the defaults', () => {
+  expect(loadConfig({})).toEqual({
+    host: '127.0.0.1',
+    creatorPort: 5000,
+    managerPort: 5001,
+    managerUrl: 'http://localhost:5001',
+    store: { type: 'sqlite', path: '.tasker/tasker.db' },
+    partitions: 1,
+    secret: { type: 'file', path: '.tasker/tasker.db.key' },
+    tokens: [],
+    leaseMs: 30_000,
+    workerConcurrency: null,
+    workerKinds: null,
+    workerGraceMs: 10_000,
+    openai: { baseUrl: null, model: 'gpt-6-luna' },
+    logLevel: 'info',
+  })
+})
+
+test('an empty value counts as unset, whatever the setting', () => {
+  const empty = { HOST: '', CREATOR_PORT: ' ', REDIS_URL: '', TASKER_SECRET: '', TASKER_TOKENS: '', LOG_LEVEL: '' }
+  expect(loadConfig(empty)).toEqual(loadConfig({}))
+})
+
+test('what is set is read', () => {
+  const config = loadConfig({
+    HOST: '0.0.0.0',
+    CREATOR_PORT: '80',
+    MANAGER_URL: 'https://tasks.example/api/',
+    TASKER_PARTITIONS: '8',
+    TASKER_LEASE_MS: '5000',
+    WORKER_CONCURRENCY: '3',
+    WORKER_KINDS: 'sum, chat',
+    WORKER_GRACE_MS: '0',
+    OPENAI_BASE_URL: 'http://localhost:11434/v1',
+    OPENAI_MODEL: 'llama',
+    LOG_LEVEL: 'debug',
+  })
+  expect(config).toMatchObject({
+    host: '0.0.0.0',
+    creatorPort: 80,
+    managerUrl: 'https://tasks.example/api',
+    partitions: 8,
+    leaseMs: 5000,
+    workerConcurrency: 3,
+    workerKinds: ['sum', 'chat'],
+    workerGraceMs: 0,
+    openai: { baseUrl: 'http://localhost:11434/v1', model: 'llama' },
+    logLevel: 'debug',
+  })
+})
+
+test('the address of the manager follows from host and port', () => {
+  expect(loadConfig({ MANAGER_PORT: '7001' }).managerUrl).toBe('http://localhost:7001')
+  expect(loadConfig({ HOST: '0.0.0.0' }).managerUrl).toBe('http://localhost:5001')
+  expect(loadConfig({ HOST: '10.0.0.7' }).managerUrl).toBe('http://10.0.0.7:5001')
+  expect(loadConfig({ HOST: 'fd00::7' }).managerUrl).toBe('http://[fd00::7]:5001')
+})
+
+describe('the store', () => {
+  const upstash = { UPSTASH_REDIS_REST_URL: 'https://x.upstash.io', UPSTASH_REDIS_REST_TOKEN: 't' }
+
+  test('TCP wins over REST, REST over SQLite', () => {
+    const all = { TASKER_DB: 'a.db', ...upstash, REDIS_URL: 'redis://localhost:6379' }
+    expect(loadConfig(all).store).toEqual({ type: 'redis', url: 'redis://localhost:6379' })
+    expect(loadConfig({ TASKER_DB: 'a.db', ...upstash }).store).toEqual({
+      type: 'upstash',
+      url: 'https://x.upstash.io',
+      token: 't',
+    })
+    expect(loadConfig({ TASKER_DB: 'a.db' }).store).toEqual({ type: 'sqlite', path: 'a.db' })
+  })
+
+  test('half a REST store is a mistake', () => {
+    expect(problemsOf({ UPSTASH_REDIS_REST_URL: upstash.UPSTASH_REDIS_REST_URL })).toContain('must be set together')
+    expect(problemsOf({ UPSTASH_REDIS_REST_TOKEN: 't' })).toContain('must be set together')
+  })
+})
+
+describe('the secret', () => {
+  test('keys win over a file, a file over the default beside the database', () => {
+    const [a, b] = [newKey(), newKey()]
+    expect(loadConfig({ TASKER_SECRET: `${a},${b}`, TASKER_SECRET_FILE: 'f' }).secret).toEqual({
+      type: 'keys',
+      keys: [a, b],
+    })
+    expect(loadConfig({ TASKER_SECRET_FILE: 'f' }).secret).toEqual({ type: 'file', path: 'f' })
+    expect(loadConfig({ TASKER_DB: 'x/y.db' }).secret).toEqual({ type: 'file', path: 'x/y.db.key' })
+  })
+
+  test('a database in memory has a key in memory, Redis none by itself', () => {
+    expect(loadConfig({ TASKER_DB: ':memory:' }).secret).toEqual({ type: 'random' })
+    expect(loadConfig({ REDIS_URL: 'redis://h' }).secret).toEqual({ type: 'none' })
+  })
+})
+
+describe('tokens', () => {
+  test('each with its scopes; without any it has them all', () => {
+    expect(loadConfig({ TASKER_TOKENS: 'abc=create+read, def' }).tokens).toEqual([
+      { token: 'abc', scopes: ['create', 'read'] },
+      { token: 'def', scopes: ['create', 'read', 'manage'] },
+    ])
+  })
+
+  test('a mistake names the entry and does not show it', () => {
+    const message = problemsOf({ TASKER_TOKENS: 'fine,hush-hush=create+admin' })
+    expect(message).toContain('TASKER_TOKENS entry 2')
+    expect(message).not.toMatch(/hush|admin/)
+    expect(problemsOf({ TASKER_TOKENS: 'a=' })).toContain('entry 1')
+    expect(problemsOf({ TASKER_TOKENS: '=read' })).toContain('entry 1')
+  })
+})
+
+test('everything that is wrong is reported at once, a line each, and no value is shown', () => {
+  const message = problemsOf({
+    CREATOR_PORT: '70000',
+    MANAGER_PORT: 'abc',
+    REDIS_URL: 'http://:hunter2@h',
+    TASKER_SECRET: 'hunter2',
+    LOG_LEVEL: 'loud',
+    MANAGER_URL: 'nope',
+    WORKER_CONCURRENCY: '0',
+    TASKER_LEASE_MS: '1.5',
+  })
+  const names = message.split('\n').map((line) => line.split(' ')[0])
+  expect(names.toSorted()).toEqual([
+    'CREATOR_PORT',
+    'LOG_LEVEL',
+    'MANAGER_PORT',
+    'MANAGER_URL',
+    'REDIS_URL',
+    'TASKER_LEASE_MS',
+    'TASKER_SECRET',
+    'WORKER_CONCURRENCY',
+  ])
+  expect(message).not.toContain('hunter2')
+})

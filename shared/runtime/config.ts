@@ -1,0 +1,187 @@
+import * as z from 'zod'
+import { TaskerError } from '#shared/task/errors.ts'
+import { LOG_LEVELS, type LogSetting } from './log.ts'
+import { decodeKey } from './seal.ts'
+
+/** Everything that the environment may set. It holds secrets (keys, tokens, a store's password): never log it whole. */
+export interface Config {
+  /** The address that services listen on. */
+  readonly host: string
+  readonly creatorPort: number
+  readonly managerPort: number
+  /** Where callers reach the manager, without a slash at the end. */
+  readonly managerUrl: string
+  readonly store: StoreConfig
+  readonly partitions: number
+  readonly secret: SecretSource
+  /** Empty: every request is let in. */
+  readonly tokens: readonly Token[]
+  readonly leaseMs: number
+  /** Runs at once in one process; null: as each kind says. */
+  readonly workerConcurrency: number | null
+  /** Kinds that `services/workers/main.ts` serves; null: all. */
+  readonly workerKinds: readonly string[] | null
+  /** How long running tasks may go on after a worker was told to stop. */
+  readonly workerGraceMs: number
+  readonly openai: { readonly baseUrl: string | null; readonly model: string }
+  readonly logLevel: LogSetting
+}
+
+export type StoreConfig =
+  | { readonly type: 'sqlite'; readonly path: string }
+  | { readonly type: 'redis'; readonly url: string }
+  | { readonly type: 'upstash'; readonly url: string; readonly token: string }
+
+/** Where the keys come from that seal secret fields: given, in a file that is made when it is missing, made for this process alone, or nowhere. */
+export type SecretSource =
+  | { readonly type: 'keys'; readonly keys: readonly string[] }
+  | { readonly type: 'file'; readonly path: string }
+  | { readonly type: 'random' }
+  | { readonly type: 'none' }
+
+export const SCOPES = ['create', 'read', 'manage'] as const
+export type Scope = (typeof SCOPES)[number]
+
+export interface Token {
+  readonly token: string
+  readonly scopes: readonly Scope[]
+}
+
+/** The environment does not make a configuration. The message has a line for each setting that is wrong, and never its value. */
+export class ConfigError extends TaskerError {
+  constructor(problems: readonly string[]) {
+    super('config', problems.join('\n'))
+  }
+}
+
+const whole = (least: number, most: number) =>
+  z
+    .string()
+    .regex(/^\d+$/, `must be a whole number from ${least} to ${most}`)
+    .transform(Number)
+    .refine((value) => value >= least && value <= most, `must be a whole number from ${least} to ${most}`)
+
+const httpUrl = z
+  .url({ protocol: /^https?$/, error: 'must be a URL that begins with http:// or https://' })
+  .transform((url) => url.replace(/\/+$/, ''))
+
+const list = z.string().transform((text) =>
+  text
+    .split(',')
+    .map((entry) => entry.trim())
+    .filter((entry) => entry !== ''),
+)
+
+const DAY_MS = 86_400_000
+
+const environment = z.object({
+  HOST: z.string().default('127.0.0.1'),
+  CREATOR_PORT: whole(0, 65_535).default(5000),
+  MANAGER_PORT: whole(0, 65_535).default(5001),
+  MANAGER_URL: httpUrl.optional(),
+  TASKER_DB: z.string().default('.tasker/tasker.db'),
+  REDIS_URL: z
+    .string()
+    .regex(/^rediss?:\/\/./, 'must be a URL that begins with redis:// or rediss://')
+    .optional(),
+  UPSTASH_REDIS_REST_URL: httpUrl.optional(),
+  UPSTASH_REDIS_REST_TOKEN: z.string().optional(),
+  TASKER_PARTITIONS: whole(1, 1024).default(1),
+  TASKER_SECRET: list.pipe(z.array(z.string()).superRefine(eachIsKey)).optional(),
+  TASKER_SECRET_FILE: z.string().optional(),
+  TASKER_TOKENS: list.transform(readTokens).default([]),
+  TASKER_LEASE_MS: whole(100, DAY_MS).default(30_000),
+  WORKER_CONCURRENCY: whole(1, 100_000).optional(),
+  WORKER_KINDS: list.optional(),
+  WORKER_GRACE_MS: whole(0, DAY_MS).default(10_000),
+  OPENAI_BASE_URL: httpUrl.optional(),
+  OPENAI_MODEL: z.string().default('gpt-6-luna'),
+  LOG_LEVEL: z.enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(', ')}`).default('info'),
+})
+
+/**
+ * Reads the settings from an environment. An empty value counts as unset. Pure: it opens and makes nothing.
+ *
+ * @throws ConfigError naming everything that is wrong, at once.
+ */
+export function loadConfig(env: Record<string, string | undefined>): Config {
+  const names = Object.keys(environment.shape)
+  const given = Object.fromEntries(names.map((name) => [name, env[name]?.trim() || undefined]))
+  const parsed = environment.safeParse(given)
+  const problems = parsed.error?.issues.map((issue) => `${String(issue.path[0])} ${issue.message}`) ?? []
+  if (!given['REDIS_URL'] && !given['UPSTASH_REDIS_REST_URL'] !== !given['UPSTASH_REDIS_REST_TOKEN']) {
+    problems.push('UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN must be set together')
+  }
+  if (!parsed.success || problems.length > 0) throw new ConfigError(problems)
+  return toConfig(parsed.data)
+}
+
+function toConfig(env: z.output<typeof environment>): Config {
+  const store = storeOf(env)
+  return {
+    host: env.HOST,
+    creatorPort: env.CREATOR_PORT,
+    managerPort: env.MANAGER_PORT,
+    managerUrl: env.MANAGER_URL ?? `http://${reachable(env.HOST)}:${env.MANAGER_PORT}`,
+    store,
+    partitions: env.TASKER_PARTITIONS,
+    secret: secretOf(env, store),
+    tokens: env.TASKER_TOKENS,
+    leaseMs: env.TASKER_LEASE_MS,
+    workerConcurrency: env.WORKER_CONCURRENCY ?? null,
+    workerKinds: env.WORKER_KINDS ?? null,
+    workerGraceMs: env.WORKER_GRACE_MS,
+    openai: { baseUrl: env.OPENAI_BASE_URL ?? null, model: env.OPENAI_MODEL },
+    logLevel: env.LOG_LEVEL,
+  }
+}
+
+function storeOf(env: z.output<typeof environment>): StoreConfig {
+  if (env.REDIS_URL) return { type: 'redis', url: env.REDIS_URL }
+  if (env.UPSTASH_REDIS_REST_URL && env.UPSTASH_REDIS_REST_TOKEN) {
+    return { type: 'upstash', url: env.UPSTASH_REDIS_REST_URL, token: env.UPSTASH_REDIS_REST_TOKEN }
+  }
+  return { type: 'sqlite', path: env.TASKER_DB }
+}
+
+function secretOf(env: z.output<typeof environment>, store: StoreConfig): SecretSource {
+  if (env.TASKER_SECRET) return { type: 'keys', keys: env.TASKER_SECRET }
+  if (env.TASKER_SECRET_FILE) return { type: 'file', path: env.TASKER_SECRET_FILE }
+  if (store.type !== 'sqlite') return { type: 'none' }
+  return store.path === ':memory:' ? { type: 'random' } : { type: 'file', path: `${store.path}.key` }
+}
+
+function eachIsKey(keys: readonly string[], context: z.RefinementCtx): void {
+  if (keys.length === 0) context.addIssue('names no key')
+  keys.forEach((key, index) => {
+    if (decodeKey(key) !== null) return
+    context.addIssue(`entry ${index + 1} is not 32 bytes in base64: make one with openssl rand -base64 32`)
+  })
+}
+
+// A message never quotes an entry: what looks like a scope may be a part of the token.
+function readTokens(entries: readonly string[], context: z.RefinementCtx): Token[] {
+  return entries.map((entry, index) => {
+    const at = entry.indexOf('=')
+    const token = at < 0 ? entry : entry.slice(0, at)
+    const named = at < 0 ? SCOPES : entry.slice(at + 1).split('+')
+    const scopes = SCOPES.filter((scope) => named.includes(scope))
+    if (!/^[\w.~+/-]+$/.test(token)) {
+      context.addIssue(`entry ${index + 1} may use letters, digits and . _ ~ + / - in the token`)
+    }
+    if (named.some((name) => !SCOPES.some((scope) => scope === name))) {
+      context.addIssue(`entry ${index + 1} names an unknown scope: write token=scope+scope, of ${SCOPES.join(', ')}`)
+    }
+    return { token, scopes }
+  })
+}
+
+function reachable(host: string): string {
+  if (isLoopback(host) || host === '0.0.0.0' || host === '::') return 'localhost'
+  return host.includes(':') ? `[${host}]` : host
+}
+
+/** True when only this machine can connect to the address. */
+export function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127\./.test(host)
+}

@@ -1,0 +1,68 @@
+/** Adds items to a group commit; resolves with their results in order, rejects with the error of the commit they were in. */
+export type Group<In, Out> = (items: readonly In[]) => Promise<Out[]>
+
+interface Entry<In, Out> {
+  items: readonly In[]
+  resolve: (results: Out[]) => void
+  reject: (error: unknown) => void
+}
+
+/**
+ * Group commit: while one commit is under way, new items collect for the next, so that calls become few under load and none waits when idle (a
+ * lone one goes at the end of the tick that added it). The items of one call stay together in one commit, which may
+ * therefore exceed `maxBatch` when that call alone does. A failed commit rejects the items in it and no others.
+ */
+export function createGroup<In, Out>(
+  commit: (batch: In[]) => Promise<readonly Out[]>,
+  options: { maxBatch: number; gather?: () => Promise<void> },
+): Group<In, Out> {
+  // Lets everything that is added in this tick join the first commit.
+  const { gather = () => Promise.resolve() } = options
+  const waiting: Entry<In, Out>[] = []
+  let running = false
+
+  async function run(): Promise<void> {
+    await gather()
+    while (waiting.length > 0) await commitEntries(nextEntries(waiting, options.maxBatch), commit)
+    running = false
+  }
+
+  return (items) => {
+    if (items.length === 0) return Promise.resolve([])
+    return new Promise((resolve, reject) => {
+      waiting.push({ items, resolve, reject })
+      if (running) return
+      running = true
+      void run()
+    })
+  }
+}
+
+function nextEntries<In, Out>(waiting: Entry<In, Out>[], maxBatch: number): Entry<In, Out>[] {
+  let count = 0
+  let size = 0
+  for (const { items } of waiting) {
+    if (count > 0 && size + items.length > maxBatch) break
+    size += items.length
+    count++
+  }
+  return waiting.splice(0, count)
+}
+
+async function commitEntries<In, Out>(
+  entries: Entry<In, Out>[],
+  commit: (batch: In[]) => Promise<readonly Out[]>,
+): Promise<void> {
+  const batch = entries.flatMap(({ items }) => items)
+  try {
+    const results = await commit(batch)
+    if (results.length !== batch.length) throw new Error(`A commit of ${batch.length} gave ${results.length} results.`)
+    let from = 0
+    for (const { items, resolve } of entries) {
+      resolve(results.slice(from, from + items.length))
+      from += items.length
+    }
+  } catch (error) {
+    for (const { reject } of entries) reject(error)
+  }
+}

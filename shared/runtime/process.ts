@@ -1,0 +1,39 @@
+import { ConfigError } from './config.ts'
+
+/**
+ * Runs an entry point: its signal aborts on SIGTERM or SIGINT, and a second such signal ends the process at once. What the entry point throws
+ * is told in one line on stderr (each setting that is wrong on its own), and the exit code is 1. The one place that handles process signals.
+ */
+export async function runMain(name: string, main: (signal: AbortSignal) => Promise<void>): Promise<void> {
+  const controller = new AbortController()
+  const stop = () => {
+    if (controller.signal.aborted) process.exit(1)
+    controller.abort()
+  }
+  process.on('SIGTERM', stop)
+  process.on('SIGINT', stop)
+  try {
+    await main(controller.signal)
+  } catch (error) {
+    for (const line of messageOf(error).split('\n')) console.error(`${name}: ${line}`)
+    process.exitCode = 1
+  } finally {
+    process.off('SIGTERM', stop)
+    process.off('SIGINT', stop)
+  }
+}
+
+/** Resolves when the signal aborts, at once when it has. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve()
+  return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
+}
+
+function messageOf(error: unknown): string {
+  if (error instanceof ConfigError || !(error instanceof Error))
+    return String(error instanceof Error ? error.message : error)
+  if ('code' in error && error.code === 'EADDRINUSE') {
+    return 'its port is in use by another process: stop that, or set CREATOR_PORT or MANAGER_PORT.'
+  }
+  return error.message.split('\n')[0] ?? ''
+}
