@@ -6,8 +6,8 @@ import { delimiter, dirname, isAbsolute, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const commands = {
-  start: { install: ['--production'], run: ['services/dev.ts'] },
-  test: { install: [], run: ['run', '--silent', 'check'] },
+  start: { install: ['--production'], run: ['--no-orphans', 'services/dev.ts'] },
+  test: { install: [], run: ['--no-orphans', 'run', '--silent', 'check'] },
 }
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
@@ -63,14 +63,18 @@ function quietly(file, args) {
 function handOver(bun, args) {
   // The scripts that Bun runs say `bun` as well.
   const path = isAbsolute(bun) ? [dirname(bun), process.env.PATH] : [process.env.PATH]
-  const child = spawn(bun, args, { stdio: 'inherit', env: { ...process.env, PATH: path.join(delimiter) } })
+  const env = { ...process.env, PATH: path.join(delimiter) }
+  // The child must hear a signal once: a second one means "at once". A terminal tells the whole process group; so may
+  // whoever starts us without one, and npm repeats what it gets. So: with a terminal Ctrl-C is left to it, else the
+  // child has a group of its own, and repeats are swallowed.
+  const terminal = process.stdin.isTTY
+  const child = spawn(bun, args, { stdio: 'inherit', env, detached: !terminal })
+  const heardMs = {}
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
-    let forwarded = false
     process.on(signal, () => {
-      // A terminal sends Ctrl-C to the child as well, and npm repeats signals: the child decides, and hears it once.
-      if (forwarded || (signal === 'SIGINT' && process.stdin.isTTY)) return
-      forwarded = true
-      child.kill(signal)
+      const repeated = Date.now() - (heardMs[signal] ?? 0) < 500
+      heardMs[signal] = Date.now()
+      if (!repeated && !(terminal && signal !== 'SIGTERM')) child.kill(signal)
     })
   }
   child.on('error', (error) => fail(`could not run Bun (${error.message}).`))

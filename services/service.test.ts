@@ -30,25 +30,27 @@ function start(service: 'creator' | 'manager', env: Record<string, string> = {})
   return child
 }
 
-/** The URL from the line that says that a service listens; `lines` holds what it wrote until then. */
-async function listening(child: ReturnType<typeof start>): Promise<{ url: string; lines: string }> {
+/** What a service writes until a line of it fits. */
+async function linesUntil(child: ReturnType<typeof start>, pattern: RegExp): Promise<string> {
   const decoder = new TextDecoder()
   const reader = child.stdout.getReader()
   let lines = ''
-  for (;;) {
+  while (!pattern.test(lines) || !lines.endsWith('\n')) {
     const { value, done } = await reader.read()
+    if (done) throw new Error(`It ended: ${lines}${await new Response(child.stderr).text()}`)
     lines += decoder.decode(value, { stream: true })
-    const url = /"url":"([^"]+)"/.exec(lines)?.[1]
-    if (url && lines.endsWith('\n')) {
-      reader.releaseLock()
-      return { url, lines }
-    }
-    if (done) throw new Error(`It did not start: ${lines}${await new Response(child.stderr).text()}`)
   }
+  reader.releaseLock()
+  return lines
+}
+
+async function listening(child: ReturnType<typeof start>): Promise<{ url: string; lines: string }> {
+  const lines = await linesUntil(child, /Listening/)
+  return { url: /"url":"([^"]+)"/.exec(lines)?.[1] ?? '', lines }
 }
 
 test('creator and manager in two processes share a store, and stop when they are told to', async () => {
-  const [creator, manager] = [start('creator'), start('manager')]
+  const [creator, manager] = [start('creator'), start('manager', { LOG_LEVEL: 'debug' })]
   const [{ url: creatorUrl }, { url: managerUrl }] = [await listening(creator), await listening(manager)]
   const created = await fetch(`${creatorUrl}/sum`, {
     method: 'POST',
@@ -61,8 +63,7 @@ test('creator and manager in two processes share a store, and stop when they are
   expect(await task.json()).toMatchObject({ task_id: id, status: 'queued', payload: { num1: 5, num2: 7 } })
 
   const waiting = fetch(`${managerUrl}/task/${id}?wait=60`)
-  // Answered after the wait was received: the server takes requests of one connection pool in turn.
-  await fetch(`${managerUrl}/healthz`)
+  await linesUntil(manager, /Watching for tasks/)
   creator.kill('SIGTERM')
   manager.kill('SIGTERM')
   expect((await waiting).status).toBe(200)

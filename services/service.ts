@@ -4,6 +4,7 @@ import { openBroker } from '#shared/broker/open.ts'
 import { type Config, isLoopback, loadConfig } from '#shared/runtime/config.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
+import type { Keyring } from '#shared/runtime/seal.ts'
 import type { Server } from '#shared/runtime/serve.ts'
 
 /** What a service that is started needs beside its configuration; several services of one process may share it. */
@@ -12,6 +13,8 @@ export interface ServiceDeps {
   log: Log
   /** Aborts when the service is to stop. */
   signal: AbortSignal
+  /** Left out: the service opens the one that the configuration names. */
+  keyring?: Keyring | null
 }
 
 /** Runs one service until it is told to stop: then requests under way are answered, and the store is closed. */
@@ -33,10 +36,9 @@ export function runService(name: string, start: (config: Config, deps: ServiceDe
 
 /** Says that a service is up, and loudly when anybody may use it. */
 export function announce(service: string, server: Server, config: Config, log: Log): void {
+  if (!isLoopback(config.host) && config.tokens.length === 0) {
+    const warning = 'ANYBODY WHO REACHES THIS ADDRESS MAY USE THE SERVICE: set TASKER_TOKENS, or HOST=127.0.0.1.'
+    log.warn(warning, { service, host: config.host })
+  }
   log.info('Listening.', { service, url: server.url })
-  if (isLoopback(config.host) || config.tokens.length > 0) return
-  log.warn('ANYBODY WHO REACHES THIS ADDRESS MAY USE THE SERVICE: set TASKER_TOKENS, or HOST=127.0.0.1.', {
-    service,
-    host: config.host,
-  })
 }

@@ -7,11 +7,11 @@ import { type Server, serve } from '#shared/runtime/serve.ts'
 import { createApp } from './app.ts'
 
 /** Starts the creator on its port, over a store that the caller opens and closes. */
-export async function startCreator(config: Config, { broker, log }: ServiceDeps): Promise<Server> {
+export async function startCreator(config: Config, { broker, log, keyring }: ServiceDeps): Promise<Server> {
   const app = createApp({
     broker,
     contracts,
-    keyring: await openKeyring(config.secret),
+    keyring: keyring === undefined ? await openKeyring(config.secret) : keyring,
     managerUrl: config.managerUrl,
     log,
     auth: await createAuth(config.tokens),

@@ -121,12 +121,21 @@ function textForm(c: Context, stored: Stored): Response {
   return c.text(body, status as ContentfulStatusCode)
 }
 
-function statsView({ oldest, lastMinute, ...counts }: KindStats, now: number) {
-  const times = oldest.flatMap((envelope) => readEnvelope(envelope)?.created_at ?? [])
+function statsView(stats: KindStats, now: number) {
+  const { kind, queued, running, waiting, delayed, succeeded, failed, cancelled, broken } = stats
+  const times = stats.oldest.flatMap((envelope) => readEnvelope(envelope)?.created_at ?? [])
   return {
-    ...counts,
+    kind,
+    queued,
+    running,
+    waiting,
+    delayed,
+    succeeded,
+    failed,
+    cancelled,
+    broken,
     /** Since the creation of the oldest task at the front of a queue; null when none is queued. */
     oldest_queued_ms: times.length > 0 ? Math.max(0, now - Math.min(...times)) : null,
-    last_minute: lastMinute,
+    last_minute: stats.lastMinute,
   }
 }

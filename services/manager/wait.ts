@@ -27,9 +27,11 @@ export function createWaiter({ broker, log, pollMs, clock }: WaiterOptions): Wai
 
   async function watch(): Promise<Subscription | null> {
     try {
-      return await broker.watch((event) => {
+      const subscription = await broker.watch((event) => {
         if (event.type === 'end') for (const id of event.ids) wake(id)
       })
+      log.debug('Watching for tasks that end.')
+      return subscription
     } catch (error) {
       log.warn('Cannot watch for tasks that end; polling goes on.', { error: String(error) })
       return null

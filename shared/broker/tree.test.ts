@@ -270,6 +270,7 @@ describe('viewOf', () => {
   test('a live task without a readable envelope is shown with what is known', () => {
     const live = {
       state: 'queued',
+      kind: 'sum',
       attempts: 0,
       calls: 0,
       steps: 0,

@@ -1,6 +1,6 @@
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
-import { childId, DEFAULT_RETENTION_S, type Envelope, expiryOf, type ParentRef } from '#shared/task/task.ts'
+import { childId, DEFAULT_RETENTION_S, type Envelope, expiryOf, finalState, type ParentRef } from '#shared/task/task.ts'
 import type { Broker, Cancellation, Cancelled, Live, Stored } from './broker.ts'
 import { attemptOf, type Contracts, contractOf } from './view.ts'
 
@@ -50,7 +50,7 @@ export async function removeFailedChildren(deps: TreeDeps, parent: { id: string;
       deps,
       children.filter((child) => {
         const record = child.record === null ? null : readRecord(child.record)
-        return record === null || (record.status ?? 'succeeded') !== 'succeeded' || record.status_code >= 400
+        return record === null || finalState(record) !== 'succeeded'
       }),
     )
   }

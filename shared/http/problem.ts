@@ -62,7 +62,7 @@ export function problemAnswer(error: unknown, instance: string): ProblemAnswer {
 }
 
 /** The problem that an error stands for. This is the one place where codes become statuses. */
-export function toProblem(error: unknown): Problem {
+function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error
   if (error instanceof InvalidInput) return new Problem('invalid_input', error.message, { issues: error.issues })
   if (error instanceof TaskerError) {

@@ -1,7 +1,7 @@
 import { link, mkdir, open, readFile, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
-import type { SecretSource } from './config.ts'
-import { createKeyring, type Keyring, newKey } from './seal.ts'
+import { ConfigError, type SecretSource } from './config.ts'
+import { createKeyring, decodeKey, type Keyring, newKey } from './seal.ts'
 
 /**
  * Reads the keys of a file (base64, comma-separated), and makes it with one new key and mode 0600 when it is missing, its folder too. Processes that
@@ -27,18 +27,31 @@ export async function loadOrCreateKey(path: string): Promise<string> {
   return (await readFile(path, 'utf8')).trim()
 }
 
-/** The keyring that the configuration names; null when there is none, and kinds with secrets cannot be created or run. */
+/**
+ * The keyring that the configuration names; null when there is none, and kinds with secrets cannot be created or run. A random key is another at
+ * each call: parts of one process that share tasks must share the keyring.
+ *
+ * @throws ConfigError when the file holds something else than keys.
+ */
 export async function openKeyring(source: SecretSource): Promise<Keyring | null> {
   switch (source.type) {
     case 'keys':
       return createKeyring(source.keys)
     case 'file':
-      return createKeyring((await loadOrCreateKey(source.path)).split(',').map((key) => key.trim()))
+      return fromFile(source.path)
     case 'random':
       return createKeyring([newKey()])
     case 'none':
       return null
   }
+}
+
+async function fromFile(path: string): Promise<Keyring> {
+  const keys = (await loadOrCreateKey(path)).split(',').map((key) => key.trim())
+  if (keys.some((key) => decodeKey(key) === null)) {
+    throw new ConfigError([`The key file ${path} must hold keys of 32 bytes in base64, comma-separated.`])
+  }
+  return createKeyring(keys)
 }
 
 async function readIfThere(path: string): Promise<string | null> {

@@ -4,7 +4,7 @@ import { type Envelope, FINAL_STATES, type FinalRecord, type FinalState, PRIORIT
 /** The `status_code` of a cancelled task: "client closed request", the one code that no handler or provider answers with. */
 export const CANCELLED_STATUS = 499
 
-export const CANCELLED_ERROR: TaskError = { type: 'cancelled', message: 'The task was cancelled.' }
+const CANCELLED_ERROR: TaskError = { type: 'cancelled', message: 'The task was cancelled.' }
 
 /**
  * The final record of a task. A succeeded one holds its result: a string as it is, anything else as JSON with `content_type`. Another one
@@ -63,7 +63,7 @@ export function cancelledRecord(end: {
 }
 
 /** A result as a final record holds it. */
-export function encodeResult(result: unknown): Pick<FinalRecord, 'result' | 'content_type'> {
+function encodeResult(result: unknown): Pick<FinalRecord, 'result' | 'content_type'> {
   if (typeof result === 'string') return { result }
   return { result: JSON.stringify(result) ?? 'null', content_type: 'application/json' }
 }

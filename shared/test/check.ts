@@ -11,12 +11,12 @@ const failedSteps: string[] = []
 for (const { name, command } of steps) {
   console.log(`> ${name}`)
   // Under Bun, so that the gate needs no Node.
-  const { exitCode } = Bun.spawnSync([process.execPath, 'run', '--bun', '--silent', ...command], {
+  const step = Bun.spawn([process.execPath, 'run', '--bun', '--silent', ...command], {
     stdin: 'ignore',
     stdout: 'inherit',
     stderr: 'inherit',
   })
-  if (exitCode !== 0) failedSteps.push(name)
+  if ((await step.exited) !== 0) failedSteps.push(name)
 }
 
 console.log('> tests')
@@ -28,7 +28,9 @@ console.log(`${tests.passed} passed, ${failed} failed${tests.skipped > 0 ? `, ${
 process.exitCode = failed > 0 ? 1 : 0
 
 async function runTests(): Promise<{ passed: number; failed: number; skipped: number }> {
-  const url = process.env['REDIS_TEST_URL'] || (await redisUrl())
+  const given = process.env['REDIS_TEST_URL']
+  const redis = given ? undefined : await startRedis().catch((error: unknown) => console.log(`${error}`))
+  const url = given || redis?.url
   if (!url) return { passed: 0, failed: 1, skipped: 0 }
   const run = Bun.spawn([process.execPath, 'test'], {
     env: { ...process.env, REDIS_TEST_URL: url, ...(process.stdout.isTTY ? { FORCE_COLOR: '1' } : {}) },
@@ -36,7 +38,7 @@ async function runTests(): Promise<{ passed: number; failed: number; skipped: nu
     stdout: 'inherit',
     stderr: 'pipe',
   })
-  process.once('SIGTERM', () => run.kill())
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => run.kill())
   const decoder = new TextDecoder()
   let report = ''
   for await (const chunk of run.stderr) {
@@ -44,20 +46,12 @@ async function runTests(): Promise<{ passed: number; failed: number; skipped: nu
     report += decoder.decode(chunk, { stream: true })
   }
   const exitCode = await run.exited
+  await redis?.stop()
   const [summary = ''] = Bun.stripANSI(report).match(/(^ *\d+ .*\n)+^Ran \d+ tests?/m) ?? []
   const count = (word: string) => Number(summary.match(new RegExp(`^ *(\\d+) ${word}$`, 'm'))?.[1] ?? 0)
   return {
     passed: count('pass'),
     failed: exitCode === 0 ? count('fail') : Math.max(1, count('fail')),
     skipped: count('skip') + count('todo'),
-  }
-}
-
-async function redisUrl(): Promise<string | undefined> {
-  try {
-    return (await startRedis()).url
-  } catch (error) {
-    console.log(error instanceof Error ? error.message : error)
-    return undefined
   }
 }

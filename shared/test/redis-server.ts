@@ -63,8 +63,9 @@ function findRedis(): Program {
 
 async function start(program: Program, options: RedisServerOptions & { readonly port: number }): Promise<RedisServer> {
   const { port } = options
-  const temporary = options.dir === undefined ? mkdtempSync(join(tmpdir(), 'tasker-redis-')) : undefined
-  const dir = options.dir ?? temporary ?? ''
+  const temporary = mkdtempSync(join(tmpdir(), 'tasker-redis-'))
+  const dir = options.dir ?? temporary
+  const log = Bun.file(join(temporary, 'log'))
   const settings = ['--save', '', '--appendonly', 'no', ...(options.args ?? [])]
   const container = `tasker-redis-${port}`
   const command =
@@ -74,16 +75,17 @@ async function start(program: Program, options: RedisServerOptions & { readonly 
         ['docker', 'run', '--rm', '--name', container, '-p', `127.0.0.1:${port}:6379`, '-v', `${dir}:/data`, 'redis:7', 'redis-server', ...settings]
 
   // In a session of its own, so that Ctrl-C does not take the server away from tests that still clean up.
-  const server = Bun.spawn(command, { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe', detached: true })
-  const log = Promise.all([new Response(server.stdout).text(), new Response(server.stderr).text()])
+  const server = Bun.spawn(command, { stdin: 'ignore', stdout: log, stderr: log, detached: true })
   const killCommand = (signal: string) =>
     program === 'redis-server' ? `kill -${signal} ${server.pid}` : `docker kill -s ${signal} ${container}`
 
   // Exit handlers do not run on SIGKILL, and not at all at the end of `bun test`. A closed pipe is always noticed.
-  const guard = Bun.spawn(
-    ['sh', '-c', `read _; ${killCommand('KILL')}; [ -z "$1" ] || rm -rf "$1"`, 'guard', temporary ?? ''],
-    { stdin: 'pipe', stdout: 'ignore', stderr: 'ignore', detached: true },
-  )
+  const guard = Bun.spawn(['sh', '-c', `read _; ${killCommand('KILL')}; rm -rf "$1"`, 'guard', temporary], {
+    stdin: 'pipe',
+    stdout: 'ignore',
+    stderr: 'ignore',
+    detached: true,
+  })
   server.unref()
   guard.unref()
 
@@ -96,12 +98,13 @@ async function start(program: Program, options: RedisServerOptions & { readonly 
   const stop = async (): Promise<void> => {
     await kill()
     guard.kill()
-    if (temporary) rmSync(temporary, { recursive: true, force: true })
+    rmSync(temporary, { recursive: true, force: true })
   }
 
   if (await answers(port, server.exited)) return { url: `redis://127.0.0.1:${port}`, port, pid: server.pid, kill, stop }
+  const told = await log.text()
   await stop()
-  throw new Error(`Redis did not come up on port ${port}:\n${(await log).join('').slice(-2000)}`)
+  throw new Error(`Redis did not come up on port ${port}:\n${told.slice(-2000)}`)
 }
 
 async function answers(port: number, exited: Promise<unknown>): Promise<boolean> {

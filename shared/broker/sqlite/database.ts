@@ -26,6 +26,8 @@ interface Vendor {
     get(...values: Value[]): unknown
     all(...values: Value[]): unknown[]
     run(...values: Value[]): { changes: number | bigint }
+    /** node:sqlite has none. */
+    finalize?(): void
   }
   close(): void
 }
@@ -34,10 +36,12 @@ interface Vendor {
 export function openDatabase(path: string): Database {
   if (path !== ':memory:') mkdirSync(dirname(path), { recursive: true })
   const vendor: Vendor = new BunDatabase(path, { create: true })
+  const finalizers: (() => void)[] = []
   const db: Database = {
     exec: (sql) => void vendor.exec(sql),
     prepare: <Row>(sql: string) => {
       const statement = vendor.prepare(sql)
+      finalizers.push(() => statement.finalize?.())
       return {
         // node:sqlite says undefined where bun:sqlite says null.
         get: (...values) => (statement.get(...values) ?? null) as Row | null,
@@ -45,7 +49,11 @@ export function openDatabase(path: string): Database {
         run: (...values) => Number(statement.run(...values).changes),
       }
     },
-    close: () => vendor.close(),
+    close() {
+      // The file is not let go of while a statement is open.
+      for (const finalize of finalizers.splice(0)) finalize()
+      vendor.close()
+    },
   }
   try {
     configure(db)

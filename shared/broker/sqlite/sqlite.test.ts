@@ -1,8 +1,17 @@
-import { afterAll } from 'bun:test'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { Database } from 'bun:sqlite'
+import { afterAll, describe, expect, test } from 'bun:test'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { StoreUnavailable } from '#shared/task/errors.ts'
+import { encodeEnvelope } from '#shared/task/task.ts'
+import type { Broker, NewTask, Outcome } from '../broker.ts'
 import { testBroker } from '../suite/suite.ts'
+import { openDatabase } from './database.ts'
+import { createEnding } from './ending.ts'
+import { createLook } from './look.ts'
+import { createQueue } from './queue.ts'
+import { migrate } from './schema.ts'
 import { createSqliteBroker } from './sqlite.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'tasker-'))
@@ -24,4 +33,187 @@ testBroker({
     for (const suffix of ['', '-wal', '-shm']) rmSync(join(folder, `${namespace}.db${suffix}`), { force: true })
   },
   lacks: { remoteEvents: 'events stay in the process; those who watch also poll' },
+})
+
+const newFile = () => join(folder, crypto.randomUUID(), 'tasker.db')
+
+function newTask(fields: Partial<NewTask> = {}): NewTask {
+  const id = fields.id ?? Bun.randomUUIDv7()
+  return { id, kind: 'sum', priority: 'normal', envelope: encodeEnvelope({ task_id: id, payload: null }), ...fields }
+}
+
+const request = { kinds: ['sum'], limit: 100, leaseMs: 30_000, takeBack: false }
+
+function ended(task: { id: string; kind: string; token: string }): Outcome {
+  return { ...task, type: 'end', state: 'succeeded', record: 'record', expiresAt: null }
+}
+
+/** Runs code in a process of its own, with a broker on the file as `broker`; what it prints comes line by line. */
+function start(path: string, code: string) {
+  const module = join(import.meta.dir, 'sqlite.ts')
+  const opened = `import { createSqliteBroker } from ${JSON.stringify(module)}
+    const broker = createSqliteBroker({ path: ${JSON.stringify(path)} })
+    const request = ${JSON.stringify(request)}
+    ${code}`
+  return Bun.spawn([process.execPath, '-e', opened], { stdout: 'pipe', stderr: 'inherit' })
+}
+
+describe('a file that several brokers share', () => {
+  test('hands out a task once', async () => {
+    const path = newFile()
+    const one = createSqliteBroker({ path })
+    const two = createSqliteBroker({ path })
+    const tasks = Array.from({ length: 10 }, () => newTask())
+    await one.enqueue(tasks)
+    const first = await two.claim({ ...request, limit: 4 })
+    const second = await one.claim(request)
+    expect([...first.tasks, ...second.tasks].map(({ id }) => id)).toEqual(tasks.map(({ id }) => id))
+    expect((await two.claim(request)).tasks).toEqual([])
+    await one.close()
+    await two.close()
+  })
+
+  test('hands out a task once to two processes', async () => {
+    const path = newFile()
+    const broker = createSqliteBroker({ path })
+    const tasks = Array.from({ length: 500 }, () => newTask())
+    await broker.enqueue(tasks)
+    const code = `
+      for (;;) {
+        const { tasks } = await broker.claim({ ...request, limit: 3 })
+        if (tasks.length === 0) break
+        for (const { id } of tasks) console.log(id)
+      }`
+    const workers = [start(path, code), start(path, code)]
+    const outputs = await Promise.all(workers.map((worker) => new Response(worker.stdout).text()))
+    const taken = outputs.flatMap((output) => output.split('\n').filter((line) => line !== ''))
+    expect(taken.toSorted()).toEqual(tasks.map(({ id }) => id).toSorted())
+    await broker.close()
+  })
+
+  test('holds everything that was acknowledged to a process that was killed', async () => {
+    const path = newFile()
+    const code = `
+      for (let n = 0; ; n++) {
+        const id = 'task-' + n
+        await broker.enqueue([{ id, kind: 'sum', priority: 'normal', envelope: '{}' }])
+        console.log(id)
+      }`
+    const producer = start(path, code)
+    let printed = ''
+    for await (const bytes of producer.stdout) {
+      printed += new TextDecoder().decode(bytes)
+      if (printed.length > 1000) producer.kill('SIGKILL')
+    }
+    await producer.exited
+    const acknowledged = printed.split('\n').slice(0, -1)
+    const broker = createSqliteBroker({ path })
+    const found = await broker.get(acknowledged)
+    expect(acknowledged.length).toBeGreaterThan(50)
+    expect(found.filter((one) => one?.live?.state !== 'queued')).toEqual([])
+    await broker.close()
+  })
+
+  test('holds every task when it is opened again', async () => {
+    const path = newFile()
+    const before = createSqliteBroker({ path, now: () => 1_000 })
+    const [parent, done, running, queued, delayed] = [
+      newTask({ kind: 'sequence' }),
+      newTask(),
+      newTask(),
+      newTask(),
+      newTask({ dueAt: 5_000 }),
+    ]
+    await before.enqueue([parent, done, running, queued, delayed])
+    const claimed = await before.claim({ ...request, limit: 2 })
+    const [called] = (await before.claim({ ...request, kinds: ['sequence'] })).tasks
+    const child = newTask({ id: `${parent.id}.0`, kind: 'chat', parent: { id: parent.id, kind: 'sequence' } })
+    const call = { type: 'call', children: [child], records: [{ id: `${parent.id}.1`, record: 'step' }] } as const
+    await before.settle([
+      ...claimed.tasks.slice(0, 1).map(ended),
+      { ...called!, ...call, calls: 2, steps: 1, park: true, wakeAt: null },
+    ])
+    const all = [parent, done, running, queued, delayed, child, { id: `${parent.id}.1` }].map(({ id }) => id)
+    const look = async (broker: Broker) => [await broker.get(all), await broker.stats(['sum', 'sequence', 'chat'])]
+    const expected = await look(before)
+    await before.close()
+
+    const after = createSqliteBroker({ path, now: () => 1_000 })
+    expect(await look(after)).toEqual(expected)
+    expect((await after.settle(claimed.tasks.slice(1).map(ended))).refused).toEqual([])
+    expect((await after.claim(request)).tasks.map(({ id }) => id)).toEqual([queued.id])
+    await after.close()
+  })
+
+  test('is let go of when the last broker is closed', async () => {
+    const path = newFile()
+    const broker = createSqliteBroker({ path })
+    await broker.enqueue([newTask()])
+    expect(existsSync(`${path}-wal`)).toBe(true)
+    await broker.close()
+    expect(existsSync(`${path}-wal`)).toBe(false)
+  })
+
+  test('lets a process end that still subscribes', async () => {
+    const subscriber = start(newFile(), `await broker.subscribe(['sum'], () => {})`)
+    expect(await subscriber.exited).toBe(0)
+  })
+})
+
+describe('a file that cannot be used', () => {
+  test('is refused when a newer version made it, and left as it is', () => {
+    const path = join(folder, `${crypto.randomUUID()}.db`)
+    const raw = new Database(path, { create: true })
+    raw.exec('PRAGMA user_version = 99')
+    expect(() => createSqliteBroker({ path })).toThrow(StoreUnavailable)
+    expect(() => createSqliteBroker({ path })).toThrow('layout 99')
+    expect(raw.query('PRAGMA user_version').get()).toEqual({ user_version: 99 })
+    expect(raw.query('SELECT count(*) AS tables FROM sqlite_schema').get()).toEqual({ tables: 0 })
+    raw.close()
+  })
+
+  test('is refused when it is no database, or no folder can be made for it', async () => {
+    const path = join(folder, `${crypto.randomUUID()}.txt`)
+    await Bun.write(path, 'This is a text, and no database. '.repeat(100))
+    expect(() => createSqliteBroker({ path })).toThrow(StoreUnavailable)
+    expect(() => createSqliteBroker({ path: join(path, 'tasker.db') })).toThrow(StoreUnavailable)
+  })
+
+  test('fails calls with the operation and a code, never with data, and undoes all of the call', async () => {
+    const path = newFile()
+    const broker = createSqliteBroker({ path })
+    const raw = new Database(path)
+    raw.exec(`CREATE TRIGGER fails BEFORE INSERT ON tasks WHEN NEW.kind = 'bad'
+      BEGIN SELECT RAISE(ABORT, 'failed'); END`)
+    const good = newTask()
+    const bad = newTask({ kind: 'bad', envelope: 'private' })
+    const error = await broker.enqueue([good, bad]).catch((error: unknown) => error)
+    expect(error).toBeInstanceOf(StoreUnavailable)
+    expect(Bun.inspect(error)).toContain('The SQLite store could not enqueue: SQLITE_CONSTRAINT_TRIGGER.')
+    expect((error as Error).message).not.toContain('private')
+    expect(await broker.get([good.id, bad.id])).toEqual([null, null])
+    expect(await broker.enqueue([good])).toEqual([{ id: good.id, created: true }])
+    raw.close()
+    await broker.close()
+  })
+})
+
+test('no statement reads the whole table', () => {
+  const db = openDatabase(':memory:')
+  migrate(db)
+  const plans: string[] = []
+  const explaining = {
+    ...db,
+    prepare: <Row>(sql: string) => {
+      const plan = db.prepare<{ detail: string }>(`EXPLAIN QUERY PLAN ${sql}`).all()
+      plans.push(...plan.map(({ detail }) => detail))
+      return db.prepare<Row>(sql)
+    },
+  }
+  const queue = createQueue(explaining)
+  createEnding(explaining, queue)
+  createLook(explaining)
+  expect(plans.filter((plan) => plan.startsWith('SEARCH')).length).toBeGreaterThan(10)
+  expect(plans.filter((plan) => plan.startsWith('SCAN'))).toEqual([])
+  db.close()
 })

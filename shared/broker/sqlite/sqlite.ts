@@ -131,7 +131,8 @@ function open(path: string): Database {
     return db
   } catch (error) {
     db?.close()
-    throw new StoreUnavailable(`The SQLite store ${path} could not be opened.`, { cause: error })
+    const reason = error instanceof Error ? error.message : String(error)
+    throw new StoreUnavailable(`The SQLite store ${path} could not be opened: ${reason}`, { cause: error })
   }
 }
 

@@ -16,6 +16,8 @@ export interface ModelTask {
   startedAt: number | null
   progress: { done: number; total: number } | null
   record: string
+  /** It was cancelled before it ran, so that its envelope may still be in the queue. */
+  dropped: boolean
   expiresAt: number | null
 }
 
@@ -55,6 +57,7 @@ export function enqueue(model: Model, task: NewTask): boolean {
     startedAt: null,
     progress: null,
     record: '',
+    dropped: false,
     expiresAt: null,
   })
   return true
@@ -156,6 +159,7 @@ export function finish(
   one: ModelTask,
   how: { state: FinalState; record: string; expiresAt: number | null },
 ): void {
+  one.dropped = one.state === 'queued'
   one.state = how.state
   one.record = how.record
   one.at = model.now

@@ -54,8 +54,8 @@ async function compare(model: models.Model, { scene }: World): Promise<void> {
   const all = [...model.tasks.keys(), ...model.records.keys(), 'unknown']
   const expected: unknown[] = all.map((id) => models.stored(model, id))
   expect<unknown[]>(await scene.broker.get(all)).toEqual(expected)
-  const found = await scene.broker.stats(KINDS)
-  expect(found.map((one) => ({ ...one, oldest: [] }))).toEqual(KINDS.map((kind) => models.stats(model, kind)))
+  const found: unknown[] = (await scene.broker.stats(KINDS)).map((one) => ({ ...one, oldest: [] }))
+  expect(found).toEqual(KINDS.map((kind) => models.stats(model, kind)))
 }
 
 const pick = fc.nat({ max: 9_999 })
@@ -250,9 +250,12 @@ const remove = pick.map((n) =>
   ),
 )
 
-/** Roots alone are retried, and only when nothing below them lives: the callers see to that. */
+/**
+ * Roots alone are retried, and only when nothing below them lives: the callers see to that. One that was cancelled before it ran is left out: a store
+ * that has not dropped its envelope yet may run it at its old place, which harms nobody but would be out of turn here.
+ */
 const retriable = (model: models.Model) => (one: models.ModelTask) =>
-  !one.task.parent && (models.isLive(one) || models.pendingOf(model, one.task.id) === 0)
+  !one.task.parent && !one.dropped && (models.isLive(one) || models.pendingOf(model, one.task.id) === 0)
 
 const retry = pick.map((n) =>
   command(

@@ -34,7 +34,7 @@ export function testStats(test: Define): void {
       Claimed,
     ]
     expect(running.attempt).toBe(1)
-    const children = [child(waiting, 0, { kind: 'chat' }), child(waiting, 1, { kind: 'chat' })]
+    const children = [child(waiting, 0, { kind: 'chat' }), child(waiting, 1, { kind: 'chat' })] as const
     await broker.settle([
       call(waiting, { children, records: [{ id: `${waiting.id}.2`, record: recordOf('step') }] }),
       end(one),
@@ -59,7 +59,7 @@ export function testStats(test: Define): void {
         oldest: [queued.envelope],
         lastMinute: { succeeded: 2, failed: 1 },
       },
-      { ...empty('chat'), queued: 2, oldest: [children[0]!.envelope] },
+      { ...empty('chat'), queued: 2, oldest: [children[0].envelope] },
     ])
   })
 
@@ -71,7 +71,7 @@ export function testStats(test: Define): void {
       await add()
       const high = await add({ priority: 'high' })
       const [stats] = await broker.stats(['sum'])
-      expect(stats!.oldest.toSorted()).toEqual([low, normal, high].map((one) => one.envelope).toSorted())
+      expect(stats?.oldest.toSorted()).toEqual([low, normal, high].map((one) => one.envelope).toSorted())
     },
     'order',
   )

@@ -1,0 +1,249 @@
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { type ErrorResponse, LLMock } from '@copilotkit/aimock'
+import { Redis } from 'ioredis'
+import { createApp as createCreator } from '#services/creator/app.ts'
+import { createApp as createManager } from '#services/manager/app.ts'
+import { contracts } from '#services/workers/contracts.ts'
+import conversation from '#services/workers/conversation/worker.ts'
+import type { Broker } from '#shared/broker/broker.ts'
+import { createRedisBroker } from '#shared/broker/redis/redis.ts'
+import { createTcpClient } from '#shared/broker/redis/tcp.ts'
+import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
+import { cancelTree } from '#shared/broker/tree.ts'
+import { createAuth } from '#shared/http/auth.ts'
+import { createLogger } from '#shared/runtime/log.ts'
+import { createKeyring, newKey } from '#shared/runtime/seal.ts'
+import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
+import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
+import { createWorker } from '#shared/worker/worker.ts'
+import { createChat } from './worker.ts'
+
+const KEY = 'sk-live-4f8Zq0-do-not-tell'
+const FORMS = [KEY, btoa(KEY), Buffer.from(KEY).toString('hex'), encodeURIComponent(KEY)]
+
+interface Place {
+  broker: Broker
+  /** Everything that the store holds, as text. */
+  dump(): Promise<string>
+  close(): Promise<void>
+}
+
+const places: Record<string, (now: () => number) => Place> = {
+  SQLite(now) {
+    const dir = mkdtempSync(join(tmpdir(), 'tasker-chat-'))
+    const broker = createSqliteBroker({ path: join(dir, 'tasker.db'), now })
+    return {
+      broker,
+      dump: async () =>
+        readdirSync(dir)
+          .map((file) => readFileSync(join(dir, file), 'latin1'))
+          .join('\n'),
+      async close() {
+        await broker.close()
+        rmSync(dir, { recursive: true })
+      },
+    }
+  },
+  Redis(now) {
+    const namespace = randomNamespace()
+    const broker = createRedisBroker(createTcpClient({ url: redisTestUrl() }), { now, namespace })
+    const redis = new Redis(redisTestUrl())
+    return {
+      broker,
+      async dump() {
+        const keys = await redis.keys(`${namespace}*`)
+        const values = await Promise.all(keys.map((key) => redis.dumpBuffer(key)))
+        const readable = await Promise.all(
+          keys.map(async (key) => {
+            const type = await redis.type(key)
+            return type === 'hash' ? redis.hgetall(key) : type === 'list' ? redis.lrange(key, 0, -1) : null
+          }),
+        )
+        return values.map((value) => value?.toString('latin1')).join('\n') + JSON.stringify(readable)
+      },
+      async close() {
+        await broker.close()
+        redis.disconnect()
+      },
+    }
+  },
+}
+
+describe.each(Object.keys(places))('chat and conversation on %s', (name) => {
+  const model = new LLMock({ port: 0 })
+  let clock: ManualClock
+  let place: Place
+  let lines: string[]
+  let bodies: string[]
+  let post: (path: string, body: unknown) => Promise<string>
+  let get: (id: string) => Promise<Record<string, unknown>>
+  let drain: () => Promise<number>
+
+  beforeAll(async () => {
+    await model.start()
+  })
+  afterAll(() => model.stop())
+
+  beforeEach(async () => {
+    model.reset()
+    clock = manualClock()
+    lines = []
+    bodies = []
+    const open = places[name]
+    if (!open) throw new Error(name)
+    place = open(clock.now)
+    const keyring = await createKeyring([newKey()])
+    const log = createLogger('debug', (line) => lines.push(line))
+    const auth = await createAuth([])
+    const deps = { broker: place.broker, contracts, log, auth, now: clock.now }
+    const creator = createCreator({ ...deps, keyring, managerUrl: 'http://manager' })
+    const manager = createManager(deps)
+    const worker = createWorker({
+      ...{ broker: place.broker, clock, keyring, log, random: () => 0 },
+      implementations: [createChat({ baseUrl: `${model.url}/v1`, model: 'test-model', now: clock.now }), conversation],
+    })
+    drain = () => worker.drain()
+    async function read(response: Response) {
+      const body = await response.text()
+      bodies.push(body, JSON.stringify(Object.fromEntries(response.headers)))
+      return JSON.parse(body) as Record<string, unknown>
+    }
+    post = async (path, body) => {
+      const headers = { 'Content-Type': 'application/json' }
+      const { task_id } = await read(
+        await creator.request(path, { method: 'POST', headers, body: JSON.stringify(body) }),
+      )
+      return String(task_id)
+    }
+    get = async (id) => read(await manager.request(`/task/${id}`))
+  })
+  afterEach(async () => {
+    // Whatever a test did: the key is nowhere.
+    const everything = [await place.dump(), ...lines, ...bodies].join('\n')
+    await place.close()
+    for (const form of FORMS) expect(everything.includes(form)).toBe(false)
+  })
+
+  const ask = () => post('/chat', { payload: { question: 'Why is the sky blue?', api_key: KEY } })
+  const answerOnce = (error: ErrorResponse) => model.on({ userMessage: 'sky', sequenceIndex: 0 }, error)
+
+  test('a question is answered by the model that is set, with the key of the task', async () => {
+    model.onMessage('sky', { content: 'Because of scattering.' })
+    const id = await ask()
+    await drain()
+    expect(await get(id)).toMatchObject({
+      ...{ status: 'succeeded', result: 'Because of scattering.', status_code: 200 },
+      payload: { question: 'Why is the sky blue?', api_key: '[sealed]' },
+    })
+    const request = model.getLastRequest()
+    expect(request?.body).toMatchObject({
+      model: 'test-model',
+      messages: [{ role: 'user', content: 'Why is the sky blue?' }],
+    })
+    expect(model.getRequests()).toHaveLength(1)
+  })
+
+  test('a wrong key fails the task at once with 400 Invalid API key', async () => {
+    answerOnce({ error: { message: `Incorrect API key provided: ${KEY}`, code: 'invalid_api_key' }, status: 401 })
+    const id = await ask()
+    await drain()
+    expect(await get(id)).toMatchObject({
+      ...{ status: 'failed', status_code: 400, result: null, attempt: 1 },
+      error: { type: 'invalid_api_key', message: 'Invalid API key' },
+    })
+  })
+
+  test('a rate limit is waited out as long as the provider says, and no longer', async () => {
+    answerOnce({ error: { message: 'Slow down', code: 'rate_limit_exceeded' }, status: 429, retryAfter: 90 })
+    model.onMessage('sky', { content: 'Scattering.' })
+    const id = await ask()
+    await drain()
+    expect(await get(id)).toMatchObject({ status: 'delayed', attempt: 1 })
+    clock.advance(89_999)
+    expect(await drain()).toBe(0)
+    clock.advance(1)
+    await drain()
+    expect(await get(id)).toMatchObject({ status: 'succeeded', result: 'Scattering.', attempt: 2 })
+  })
+
+  test("a used-up quota fails the task at once, with the provider's words and without the key", async () => {
+    answerOnce({ error: { message: `No quota for ${KEY}`, code: 'insufficient_quota' }, status: 429 })
+    const id = await ask()
+    await drain()
+    const task = await get(id)
+    expect(task).toMatchObject({
+      status: 'failed',
+      status_code: 429,
+      attempt: 1,
+      error: { type: 'insufficient_quota' },
+    })
+    expect(JSON.stringify(task['error'])).toContain('No quota for [sealed]')
+  })
+
+  test('an error of the provider is retried, and its last words are kept', async () => {
+    model.onMessage('sky', { error: { message: `Overloaded while serving ${KEY}` }, status: 503 })
+    const id = await ask()
+    for (let attempt = 1; attempt <= 5; attempt++) {
+      await drain()
+      clock.advance(300_000)
+    }
+    expect(await get(id)).toMatchObject({ status: 'failed', status_code: 502, attempt: 5 })
+    expect(model.getRequests()).toHaveLength(5)
+  })
+
+  test('a provider that cannot be reached is retried', async () => {
+    const unreachable = createWorker({
+      ...{ broker: place.broker, clock, log: createLogger('debug', (line) => lines.push(line)), random: () => 0 },
+      keyring: null,
+      implementations: [createChat({ baseUrl: 'http://127.0.0.1:1/v1', model: 'test-model' })],
+    })
+    await place.broker.enqueue([
+      {
+        ...{ id: 'in-clear', kind: 'chat', priority: 'normal' },
+        envelope: JSON.stringify({
+          task_id: 'in-clear',
+          v: 1,
+          kind: 'chat',
+          payload: { question: 'Why?', api_key: 'x' },
+        }),
+      },
+    ])
+    await unreachable.drain()
+    expect(await get('in-clear')).toMatchObject({ status: 'delayed', attempt: 1 })
+  })
+
+  test('a conversation of five turns is the opening question and five answers, by five chat tasks, one after the other', async () => {
+    let turn = 0
+    model.onMessage(/AI/, () => ({ content: `Answer ${++turn}.\nAnd a question?` }))
+    const id = await post('/conversation', { topic: 'AI', n: 5, api_key: KEY })
+    await drain()
+    const task = await get(id)
+    const answers = [1, 2, 3, 4, 5].map((i) => `Answer ${i}. And a question?`)
+    expect(task).toMatchObject({ status: 'succeeded', children: { total: 5, done: 5 } })
+    expect(task['result']).toBe(['What is interesting about AI?', ...answers].join('\n'))
+    const questions = model.getRequests().map(({ body }) => JSON.stringify(body))
+    expect(questions).toHaveLength(5)
+    expect(questions[1]).toContain('Answer 1.')
+    expect(questions.map((question) => question.includes('follow-up'))).toEqual([true, true, true, false, false])
+    expect(await get(`${id}.4`)).toMatchObject({ kind: 'chat', parent_id: id, payload: { api_key: '[sealed]' } })
+  })
+
+  test('a conversation with a wrong key fails as its chat does', async () => {
+    model.onMessage(/AI/, { error: { message: 'Incorrect API key provided', code: 'invalid_api_key' }, status: 401 })
+    const id = await post('/conversation', { topic: 'AI', n: 3, api_key: KEY })
+    await drain()
+    expect(await get(id)).toMatchObject({ status: 'failed', status_code: 400, error: { message: 'Invalid API key' } })
+    expect(model.getRequests()).toHaveLength(1)
+  })
+
+  test('a task that is cancelled while it waits to be retried leaves nothing of the key', async () => {
+    answerOnce({ error: { message: 'Slow down' }, status: 429, retryAfter: 90 })
+    const id = await ask()
+    await drain()
+    await cancelTree({ broker: place.broker, contracts, now: clock.now }, id)
+    expect(await get(id)).toMatchObject({ status: 'cancelled', payload: { api_key: '[sealed]' } })
+  })
+})
