@@ -1,6 +1,7 @@
 /** Everything in one process: creator, manager and all workers, on the store that the environment names (a SQLite file when it names none). */
 import { openBroker } from '#shared/broker/open.ts'
 import { type Config, loadConfig } from '#shared/runtime/config.ts'
+import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
 import { startCreator } from './creator/main.ts'
@@ -13,15 +14,16 @@ await runMain('tasker', async (signal) => {
   const config = loadConfig({ ...process.env, LOG_LEVEL: process.env['LOG_LEVEL'] || 'warn' })
   const log = createLogger(config.logLevel)
   const implementations = chosen(config, createImplementations(config))
+  const keyring = await openKeyring(config.secret)
   const broker = await openBroker(config.store, { partitions: config.partitions, log })
   const stops: (() => Promise<void>)[] = [() => broker.close()]
   try {
-    const creator = await startCreator(config, { broker, log, signal })
+    const creator = await startCreator(config, { broker, log, signal, keyring })
     stops.unshift(() => creator.stop())
     const manager = await startManager(config, { broker, log, signal })
     stops.unshift(() => manager.stop())
     console.log(greeting(config, { creator: creator.url, manager: manager.url }))
-    await Promise.all([startWorker(config, { broker, log, signal, implementations }), aborted(signal)])
+    await Promise.all([startWorker(config, { broker, log, signal, implementations, keyring }), aborted(signal)])
   } finally {
     for (const stop of stops) await stop()
   }

@@ -32,14 +32,19 @@ export interface CreatorDeps {
   newId?: () => string
 }
 
-/** Tasks that go to the store in one call. */
+/** Tasks, and characters of envelopes, that go to the store in one call. */
 const MAX_GROUP = 500
+const MAX_GROUP_CHARS = 500_000
 
 /** The creator: `POST /{kind}` and `POST /{kind}/batch` for every kind of the registry. It answers 201 only after the store has acknowledged. */
 export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
   const { broker, contracts, managerUrl, now = Date.now, newId = uuidv7 } = deps
   const kinds = Object.keys(contracts)
-  const enqueue = createGroup((tasks: NewTask[]) => broker.enqueue(tasks), { maxBatch: MAX_GROUP })
+  const enqueue = createGroup((tasks: NewTask[]) => broker.enqueue(tasks), {
+    maxBatch: MAX_GROUP,
+    weigh: ({ envelope }) => envelope.length,
+    maxWeight: MAX_GROUP_CHARS,
+  })
   const location = (id: string) => `${managerUrl}/task/${encodeURIComponent(id)}`
 
   const app = createBase({

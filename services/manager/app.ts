@@ -62,9 +62,9 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
   app.delete('/task/:id', manage, async (c) => {
     const id = c.req.param('id')
     const parent = parentOf(await find(id))
-    if (parent && (await broker.get([parent]))[0]) {
+    if (parent && (await broker.get([parent]))[0]?.live) {
       throw new StateConflict(
-        `Task ${id} belongs to task ${parent}, whose history it is. Delete the root ${rootOf(id)}.`,
+        `Task ${id} is called by task ${parent}, which has not ended: its result is awaited there. Delete the root ${rootOf(id)}, or cancel this one.`,
       )
     }
     await removeTree(tree, id)

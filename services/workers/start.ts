@@ -5,18 +5,24 @@ import { type Config, ConfigError, loadConfig } from '#shared/runtime/config.ts'
 import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { runMain } from '#shared/runtime/process.ts'
+import type { Keyring } from '#shared/runtime/seal.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 
 /** Runs a worker until the signal aborts, over a store that the caller opens and closes. */
 export async function startWorker(
   config: Config,
-  deps: { broker: Broker; log: Log; signal: AbortSignal; implementations: readonly Implementation[] },
+  deps: {
+    broker: Broker
+    log: Log
+    signal: AbortSignal
+    implementations: readonly Implementation[]
+    keyring: Keyring | null
+  },
 ): Promise<void> {
-  const { broker, log, signal, implementations } = deps
+  const { broker, log, signal, implementations, keyring } = deps
   const worker = createWorker({
-    ...{ broker, log, implementations },
-    keyring: await openKeyring(config.secret),
+    ...{ broker, log, implementations, keyring },
     concurrency: config.workerConcurrency ?? undefined,
     leaseMs: config.leaseMs,
     graceMs: config.workerGraceMs,
@@ -35,7 +41,8 @@ export function runWorker(implementationsOf: (config: Config) => readonly Implem
     const implementations = implementationsOf(config)
     const broker = await openBroker(config.store, { partitions: config.partitions, log })
     try {
-      await startWorker(config, { broker, log, signal, implementations })
+      const keyring = await openKeyring(config.secret)
+      await startWorker(config, { broker, log, signal, implementations, keyring })
     } finally {
       await broker.close()
     }

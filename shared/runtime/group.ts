@@ -14,16 +14,22 @@ interface Entry<In, Out> {
  */
 export function createGroup<In, Out>(
   commit: (batch: In[]) => Promise<readonly Out[]>,
-  options: { maxBatch: number; gather?: () => Promise<void> },
+  options: {
+    maxBatch: number
+    /** The size of an item, and how much of it goes into one commit. */
+    weigh?: (item: In) => number
+    maxWeight?: number
+    /** Resolves when the first commit after a pause may go: by default after the microtasks that are queued. */
+    gather?: () => Promise<void>
+  },
 ): Group<In, Out> {
-  // Lets everything that is added in this tick join the first commit.
   const { gather = () => Promise.resolve() } = options
   const waiting: Entry<In, Out>[] = []
   let running = false
 
   async function run(): Promise<void> {
     await gather()
-    while (waiting.length > 0) await commitEntries(nextEntries(waiting, options.maxBatch), commit)
+    while (waiting.length > 0) await commitEntries(nextEntries(waiting, options), commit)
     running = false
   }
 
@@ -38,12 +44,18 @@ export function createGroup<In, Out>(
   }
 }
 
-function nextEntries<In, Out>(waiting: Entry<In, Out>[], maxBatch: number): Entry<In, Out>[] {
+function nextEntries<In, Out>(
+  waiting: Entry<In, Out>[],
+  limits: { maxBatch: number; weigh?: (item: In) => number; maxWeight?: number },
+): Entry<In, Out>[] {
+  const { maxBatch, weigh = () => 0, maxWeight = Number.POSITIVE_INFINITY } = limits
   let count = 0
   let size = 0
+  let weight = 0
   for (const { items } of waiting) {
-    if (count > 0 && size + items.length > maxBatch) break
     size += items.length
+    for (const item of items) weight += weigh(item)
+    if (count > 0 && (size > maxBatch || weight > maxWeight)) break
     count++
   }
   return waiting.splice(0, count)

@@ -44,7 +44,9 @@ export interface Worker {
 
 /** How often running tasks are checked for time-outs. */
 const TICK_MS = 250
+/** Outcomes, and characters in them, that are settled in one call. */
 const MAX_SETTLE = 1_000
+const MAX_SETTLE_CHARS = 500_000
 
 /** A worker for some kinds. Outcomes are settled together, and one settle brings the next tasks. */
 export function createWorker(options: WorkerOptions): Worker {
@@ -64,6 +66,7 @@ export function createWorker(options: WorkerOptions): Worker {
   /** Whether more is likely to be queued than was claimed. */
   let more = false
   let wakes = 0
+  let claims = 0
   /** When to look for what no wake-up told, and when something is known to be due. */
   let nextLook = 0
   let dueAt = 0
@@ -87,17 +90,19 @@ export function createWorker(options: WorkerOptions): Worker {
     (outcomes) =>
       insist(async () => {
         // What calls children, or ends one, queues tasks in this very call.
-        if (outcomes.some(({ type, parent }) => type === 'call' || parent)) more = true
+        const queues = outcomes.some(({ type, parent }) => type === 'call' || parent)
+        if (queues) more = true
         const request = more ? claimRequest() : undefined
         const { refused } = await claiming(
           request,
           () => broker.settle(outcomes, request),
           (settled) => settled.next,
         )
+        if (queues && !request) wake(null)
         const lost = new Set(refused)
         return outcomes.map(({ id }) => !lost.has(id))
       }),
-    { maxBatch: MAX_SETTLE, gather: nextTurn },
+    { maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather: nextTurn },
   )
 
   /** Makes a call again until the store is back: a result in hand is never thrown away. Gives up only when a stop's grace is over. */
@@ -129,6 +134,14 @@ export function createWorker(options: WorkerOptions): Worker {
     changed = Promise.withResolvers()
   }
 
+  /** Something was queued, or will be due. */
+  function wake(at: number | null): void {
+    wakes++
+    if (at === null) more = true
+    else dueAt = Math.min(dueAt, at)
+    signalChange()
+  }
+
   /** Slots that are free. Tasks that wait to be settled hold none, but not without bound. */
   function room(): number {
     return Math.min(concurrency - running, 2 * concurrency - held.size, maxTasks - taken) - asked
@@ -156,6 +169,7 @@ export function createWorker(options: WorkerOptions): Worker {
     claimOf: (answer: T) => Claim | null,
   ): Promise<T> {
     const wakesBefore = wakes
+    const mine = request ? ++claims : claims
     const limit = request?.limit ?? 0
     asked += limit
     try {
@@ -163,7 +177,9 @@ export function createWorker(options: WorkerOptions): Worker {
       const claim = claimOf(answer)
       if (!claim) return answer
       const dueNow = claim.nextDueAt !== null && claim.nextDueAt <= clock.now()
-      more = dueNow || claim.tasks.length >= limit || wakes !== wakesBefore
+      // An answer that is older than a wake-up or than another claim says nothing of what is queued now.
+      if (dueNow || claim.tasks.length >= limit) more = true
+      else if (wakes === wakesBefore && claims === mine) more = false
       if (claim.nextDueAt !== null) dueAt = Math.min(dueAt, claim.nextDueAt)
       for (const task of claim.tasks) void run(task)
       return answer
@@ -332,12 +348,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
     async loop(signal) {
       maxTasks = Number.POSITIVE_INFINITY
-      const subscription = await broker.subscribe(kinds, (_kind, at) => {
-        wakes++
-        if (at === null) more = true
-        else dueAt = Math.min(dueAt, at)
-        signalChange()
-      })
+      const subscription = await broker.subscribe(kinds, (_kind, at) => wake(at))
       const background = sweeps(signal)
       await work(signal, () => true)
       await background
@@ -348,4 +359,9 @@ export function createWorker(options: WorkerOptions): Worker {
 
 function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error)
+}
+
+function charsOf(outcome: Outcome): number {
+  if (outcome.type === 'end') return outcome.record.length
+  return outcome.type === 'call' ? outcome.children.reduce((sum, { envelope }) => sum + envelope.length, 0) : 0
 }

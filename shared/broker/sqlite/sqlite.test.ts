@@ -126,12 +126,12 @@ describe('a file that several brokers share', () => {
     ]
     await before.enqueue([parent, done, running, queued, delayed])
     const claimed = await before.claim({ ...request, limit: 2 })
-    const [called] = (await before.claim({ ...request, kinds: ['sequence'] })).tasks
+    const sequences = (await before.claim({ ...request, kinds: ['sequence'] })).tasks
     const child = newTask({ id: `${parent.id}.0`, kind: 'chat', parent: { id: parent.id, kind: 'sequence' } })
     const call = { type: 'call', children: [child], records: [{ id: `${parent.id}.1`, record: 'step' }] } as const
     await before.settle([
       ...claimed.tasks.slice(0, 1).map(ended),
-      { ...called!, ...call, calls: 2, steps: 1, park: true, wakeAt: null },
+      ...sequences.map((one) => ({ ...one, ...call, calls: 2, steps: 1, park: true, wakeAt: null })),
     ])
     const all = [parent, done, running, queued, delayed, child, { id: `${parent.id}.1` }].map(({ id }) => id)
     const look = async (broker: Broker) => [await broker.get(all), await broker.stats(['sum', 'sequence', 'chat'])]
@@ -196,6 +196,23 @@ describe('a file that cannot be used', () => {
     raw.close()
     await broker.close()
   })
+})
+
+test('a task that ends leaves no envelope in the file', async () => {
+  const path = newFile()
+  const broker = createSqliteBroker({ path })
+  const tasks = [newTask(), newTask()]
+  await broker.enqueue(tasks)
+  const { tasks: claimed } = await broker.claim({ ...request, limit: 1 })
+  await broker.settle(claimed.map(ended))
+  await broker.cancel(tasks.slice(1).map(({ id, kind }) => ({ id, kind, record: 'record', expiresAt: null })))
+  const raw = new Database(path)
+  expect(raw.query('SELECT state, envelope FROM tasks ORDER BY seq').all()).toEqual([
+    { state: 'succeeded', envelope: null },
+    { state: 'cancelled', envelope: null },
+  ])
+  raw.close()
+  await broker.close()
 })
 
 test('no statement reads the whole table', () => {

@@ -154,7 +154,7 @@ export function settle(model: Model, outcome: Outcome): boolean {
 }
 
 /** Ends a live task; its parent goes on when it was the last. */
-export function finish(
+function finish(
   model: Model,
   one: ModelTask,
   how: { state: FinalState; record: string; expiresAt: number | null },

@@ -18,7 +18,8 @@ import {
 } from './scene.ts'
 
 const KINDS = ['sum', 'chat', 'sequence']
-const COMMANDS = 40
+/** At most; a history has about half as many. */
+const COMMANDS = 80
 
 /** Moves of the clock never land on a deadline, which are all whole seconds: what happens at that very moment is no matter here. */
 const OFF_BEAT_MS = 7

@@ -27,7 +27,7 @@ export interface Clock {
   advance: (ms: number) => void
 }
 
-export const START = Date.UTC(2030, 0, 1)
+const START = Date.UTC(2030, 0, 1)
 export const LEASE_MS = 30_000
 
 /** What a test plays with: a broker on an empty store, a clock that stands still, and words for what tests often do. */

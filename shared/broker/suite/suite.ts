@@ -14,7 +14,7 @@ import { testStats } from './stats.ts'
 import { testSubscribe } from './subscribe.ts'
 import { testSweep } from './sweep.ts'
 
-export type { Capability, Store } from './scene.ts'
+export type { Store } from './scene.ts'
 
 const PARTS: Record<string, (test: Define) => void> = {
   enqueue: testEnqueue,
