@@ -53,5 +53,6 @@ function taskOf({ contracts }: TreeDeps, id: string, record: FinalRecord | null)
     ...(retention_s === undefined ? {} : { retention_s }),
     ...(traceparent === undefined ? {} : { traceparent }),
   })
-  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope }
+  const history = { calls: record.calls ?? 0, steps: record.steps ?? 0 }
+  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, history }
 }

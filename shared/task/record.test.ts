@@ -22,8 +22,6 @@ describe('buildRecord', () => {
         created_at: 1,
         started_at: 5,
         finished_at: 9,
-        calls: 0,
-        steps: 0,
       }),
     )
   })

@@ -26,28 +26,32 @@ export function buildRecord(end: {
   finishedAt: number
 }): FinalRecord {
   const { contract, envelope, error } = end
-  const text = error ? { result: error.message } : encodeResult(end.result)
-  return present({
-    ...text,
+  const { priority, timeout_ms, retention_s, parent, traceparent } = envelope
+  return {
+    ...(error ? { result: error.message } : encodeResult(end.result)),
     status_code: end.statusCode,
-    kind: envelope.kind ?? contract?.kind,
+    ...defined('kind', envelope.kind ?? contract?.kind),
     status: end.state,
-    error,
-    payload: contract && redact(contract, envelope.payload),
+    ...(error && { error }),
+    ...(contract && { payload: redact(contract, envelope.payload) }),
     attempt: end.attempt,
-    max_attempts: envelope.max_attempts ?? contract?.retry.maxAttempts,
-    created_at: envelope.created_at,
-    started_at: end.startedAt ?? undefined,
+    ...defined('max_attempts', envelope.max_attempts ?? contract?.retry.maxAttempts),
+    ...defined('created_at', envelope.created_at),
+    ...(end.startedAt !== null && { started_at: end.startedAt }),
     finished_at: end.finishedAt,
-    priority: envelope.priority,
-    timeout_ms: envelope.timeout_ms,
-    retention_s: envelope.retention_s,
-    parent: envelope.parent,
-    calls: end.calls,
-    steps: end.steps,
-    traceparent: envelope.traceparent,
-  })
+    ...(priority && { priority }),
+    ...defined('timeout_ms', timeout_ms),
+    ...defined('retention_s', retention_s),
+    ...(parent && { parent }),
+    ...(end.calls > 0 && { calls: end.calls, steps: end.steps }),
+    ...(traceparent && { traceparent }),
+  }
 }
+
+function defined<Name extends string, T>(name: Name, value: T | undefined): { [K in Name]?: T } {
+  return value === undefined ? NOTHING : ({ [name]: value } as { [K in Name]?: T })
+}
+const NOTHING = {}
 
 /** The record of a task that was cancelled before it ended by itself. */
 export function cancelledRecord(end: {
@@ -112,7 +116,7 @@ const isObjectWith =
   (value) =>
     typeof value === 'object' && value !== null && names.every((name) => isText(Reflect.get(value, name)))
 
-const SHARED_FIELDS: Record<string, Fits> = {
+const SHARED_FIELDS = {
   kind: isText,
   created_at: isCount,
   priority: isOneOf(PRIORITIES),
@@ -123,26 +127,31 @@ const SHARED_FIELDS: Record<string, Fits> = {
   traceparent: isText,
 }
 
-const ENVELOPE_FIELDS: Record<string, Fits> = { ...SHARED_FIELDS, v: isOneOf([1]) }
+const ENVELOPE_FIELDS = new Map<string, Fits>(Object.entries({ ...SHARED_FIELDS, v: isOneOf([1]) }))
 
-const RECORD_FIELDS: Record<string, Fits> = {
-  ...SHARED_FIELDS,
-  content_type: isText,
-  status: isOneOf(FINAL_STATES),
-  error: isObjectWith('type', 'message'),
-  payload: () => true,
-  attempt: isCount,
-  started_at: isCount,
-  finished_at: isCount,
-  calls: isCount,
-  steps: isCount,
-  step: isText,
-}
+const RECORD_FIELDS = new Map<string, Fits>(
+  Object.entries({
+    ...SHARED_FIELDS,
+    content_type: isText,
+    status: isOneOf(FINAL_STATES),
+    error: isObjectWith('type', 'message'),
+    payload: () => true,
+    attempt: isCount,
+    started_at: isCount,
+    finished_at: isCount,
+    calls: isCount,
+    steps: isCount,
+    step: isText,
+  }),
+)
 
-function fitting(value: Record<string, unknown>, fields: Record<string, Fits>): Record<string, unknown> {
-  return Object.fromEntries(
-    Object.entries(value).filter(([name, field]) => Object.hasOwn(fields, name) && fields[name]?.(field)),
-  )
+function fitting(value: Record<string, unknown>, fields: ReadonlyMap<string, Fits>): Record<string, unknown> {
+  const known: Record<string, unknown> = {}
+  for (const name of Object.keys(value)) {
+    const field = value[name]
+    if (fields.get(name)?.(field)) known[name] = field
+  }
+  return known
 }
 
 function withType(encoded: Pick<FinalRecord, 'result' | 'content_type'>, given: unknown) {
@@ -152,15 +161,10 @@ function withType(encoded: Pick<FinalRecord, 'result' | 'content_type'>, given: 
 function parseObject(text: string): Record<string, unknown> | null {
   try {
     const value: unknown = JSON.parse(text)
-    return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : null
+    return typeof value === 'object' && value !== null && !Array.isArray(value)
+      ? (value as Record<string, unknown>)
+      : null
   } catch {
     return null
-  }
-}
-
-/** The fields that are set. */
-function present<T extends object>(fields: T): { [K in keyof T]: Exclude<T[K], undefined> } {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as {
-    [K in keyof T]: Exclude<T[K], undefined>
   }
 }

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import * as z from 'zod'
+import { retryTask } from '#services/manager/retry.ts'
 import type { Broker } from '#shared/broker/broker.ts'
 import { cancelTree } from '#shared/broker/tree.ts'
 import { createLogger } from '#shared/runtime/log.ts'
@@ -533,6 +534,31 @@ for (const store of stores) {
         for (const task of [id, `${id}.0`, `${id}.1`])
           expect(await recordOf(task)).toMatchObject({ status: 'cancelled' })
         expect(await worker([handler, adder]).drain()).toBe(0)
+      })
+
+      test('a failed parent that is retried keeps its steps and the children that succeeded, and calls the others anew', async () => {
+        const fragile = kind('fragile')
+        const contracts = { parent, fragile, add }
+        const id = await create(parent, {})
+        let [effects, healthy] = [0, false]
+        const list = [
+          implement(parent, async (_, ctx) => {
+            const drawn = await ctx.step('draw', () => ++effects)
+            return [drawn, await ctx.call(add, { a: drawn, b: 1 }), await ctx.call(fragile, {})]
+          }),
+          implement(fragile, () => {
+            if (!healthy) throw new PermanentError('Not today')
+            return 'well'
+          }),
+          adder,
+        ]
+        const ran = await worker(list).drain()
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', result: 'Not today' })
+        healthy = true
+        await retryTask({ broker, contracts, now: clock.now }, id)
+        expect(await worker(list).drain()).toBeLessThan(ran)
+        expect(await recordOf(id)).toMatchObject({ status: 'succeeded', result: '[1,2,"well"]', calls: 3, steps: 1 })
+        expect(effects).toBe(1)
       })
 
       test('an invalid payload for a child fails the parent at once, and nothing is called', async () => {

@@ -224,9 +224,9 @@ export function createRedisBroker(
         (task) => task.id,
         async (part, partition) => {
           const kinds = kindNumbers()
-          const args = part.flatMap(({ id, kind, parent, record, expiresAt }) => [
-            ...[id, '', kinds.number(kind), parent?.id ?? '', parent ? kinds.number(parent.kind) : 0],
-            ...['cancel', KEY_OF.cancelled, record, expiresAt ?? ''],
+          const args = part.flatMap(({ record, expiresAt, ...task }) => [
+            ...headArgs({ ...task, type: 'cancel', token: '-' }, kinds, `${KEY_OF.cancelled} ${expiresAt ?? '-'}`),
+            record,
           ])
           const reply = await run(scripts.settle, partition, kinds.names, () => [part.length, ...args, 0])
           const [codes] = reply as [number[]]
@@ -362,46 +362,56 @@ function kindNumbers() {
 function newTaskArgs(tasks: readonly NewTask[], kinds: KindNumbers): Arg[] {
   const args: Arg[] = [tasks.length]
   for (const { id, kind, priority, dueAt, envelope } of tasks) {
-    args.push(id, kinds.number(kind), PRIORITIES.indexOf(priority) + 1, dueAt ?? '', envelope)
+    args.push(`${kinds.number(kind)} ${PRIORITIES.indexOf(priority) + 1} ${dueAt ?? '-'}`, id, envelope)
   }
   return args
 }
 
+/** What every outcome begins with: see settle.lua. */
+function headArgs(
+  outcome: Pick<Outcome, 'id' | 'kind' | 'token' | 'parent'> & { type: string },
+  kinds: KindNumbers,
+  more: string,
+): Arg[] {
+  const { id, kind, token, parent, type } = outcome
+  const parentKind = parent ? kinds.number(parent.kind) : 0
+  return [`${type} ${token || '-'} ${kinds.number(kind)} ${parentKind} ${more}`, id, parent?.id ?? '']
+}
+
 function outcomeArgs(outcome: Outcome, kinds: KindNumbers): Arg[] {
-  const { id, token, kind, parent, type } = outcome
-  const head = [id, token, kinds.number(kind), parent?.id ?? '', parent ? kinds.number(parent.kind) : 0, type]
   switch (outcome.type) {
     case 'end':
-      return [...head, KEY_OF[outcome.state], outcome.record, outcome.expiresAt ?? '']
+      return [...headArgs(outcome, kinds, `${KEY_OF[outcome.state]} ${outcome.expiresAt ?? '-'}`), outcome.record]
     case 'adopt':
-      return [...head, KEY_OF[outcome.state], outcome.expiresAt ?? '']
+      return headArgs(outcome, kinds, `${KEY_OF[outcome.state]} ${outcome.expiresAt ?? '-'}`)
     case 'retry':
-      return [...head, outcome.at]
+      return headArgs(outcome, kinds, String(outcome.at))
     case 'release':
-      return head
+      return headArgs(outcome, kinds, '-')
     case 'call': {
       const { calls, steps, park, wakeAt, records, children } = outcome
-      const entries = records.flatMap((entry) => [entry.id, entry.record])
       return [
-        ...[...head, calls, steps, park ? 1 : 0, wakeAt ?? '', records.length, ...entries],
+        ...headArgs(outcome, kinds, `${calls} ${steps} ${park ? 1 : 0} ${wakeAt ?? '-'}`),
+        ...[records.length, ...records.flatMap((entry) => [entry.id, entry.record])],
         ...newTaskArgs(children, kinds),
       ]
     }
   }
 }
 
+/** Reads a claim's reply: see claim.lua. */
 function claimOf(reply: unknown, token: string, kinds: readonly string[]): Claim {
-  const fields = reply as (string | number)[]
+  const fields = reply as string[]
   const claim: Claim = { tasks: [], nextDueAt: fields[0] === '' ? null : Number(fields[0]) }
-  for (let i = 1; i + 5 < fields.length; i += 6) {
+  for (let i = 1; i + 1 < fields.length; i += 2) {
+    const head = fields[i] ?? ''
+    const [kind, attempt, calls, steps] = head.split(' ', 4)
+    // An id may have spaces in it: it is the rest.
+    const id = head.slice(`${kind} ${attempt} ${calls} ${steps} `.length)
     claim.tasks.push({
-      kind: kinds[Number(fields[i]) - 1] ?? '',
-      id: String(fields[i + 1]),
-      token,
-      attempt: Number(fields[i + 2]),
-      calls: Number(fields[i + 3]),
-      steps: Number(fields[i + 4]),
-      envelope: String(fields[i + 5]),
+      ...{ id, kind: kinds[Number(kind) - 1] ?? '', token },
+      ...{ attempt: Number(attempt), calls: Number(calls), steps: Number(steps) },
+      envelope: fields[i + 1] ?? '',
     })
   }
   return claim

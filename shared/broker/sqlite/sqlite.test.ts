@@ -198,6 +198,29 @@ describe('a file that cannot be used', () => {
   })
 })
 
+test('what comes back is run by due time, whether it was running, delayed or asleep', async () => {
+  let time = 0
+  const broker = createSqliteBroker({ path: ':memory:', now: () => time })
+  const running = newTask()
+  const asleep = newTask()
+  await broker.enqueue([running, asleep])
+  const { tasks } = await broker.claim({ ...request, leaseMs: 2_000 })
+  await broker.settle(
+    tasks
+      .slice(1)
+      .map(
+        (one) => ({ ...one, type: 'call', children: [], records: [], steps: 0, park: true, wakeAt: 3_000 }) as const,
+      ),
+  )
+  const first = newTask({ dueAt: 1_000 })
+  const last = newTask({ dueAt: 4_000 })
+  await broker.enqueue([last, first, newTask({ id: 'queued' })])
+  time = 4_000
+  const back = await broker.claim({ ...request, takeBack: true })
+  expect(back.tasks.map(({ id }) => id)).toEqual([first.id, running.id, asleep.id, last.id, 'queued'])
+  await broker.close()
+})
+
 test('a task that ends leaves no envelope in the file', async () => {
   const path = newFile()
   const broker = createSqliteBroker({ path })

@@ -215,9 +215,9 @@ export function testSemantics(test: Define): void {
   test('rejects calls after it was closed, which may happen twice', async ({ broker }) => {
     await broker.close()
     await broker.close()
-    expect(broker.ping()).rejects.toBeInstanceOf(StoreUnavailable)
-    expect(broker.get(['any'])).rejects.toBeInstanceOf(StoreUnavailable)
-    expect(broker.claim(request())).rejects.toBeInstanceOf(StoreUnavailable)
+    await expect(broker.ping()).rejects.toBeInstanceOf(StoreUnavailable)
+    await expect(broker.get(['any'])).rejects.toBeInstanceOf(StoreUnavailable)
+    await expect(broker.claim(request())).rejects.toBeInstanceOf(StoreUnavailable)
   })
 
   test(

@@ -1,6 +1,6 @@
 -- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
 -- number of kinds, the kinds in order of turn.
--- Returns { when the next is due or '', then for each task: kind, id, attempt, calls, steps, envelope }.
+-- Returns { when the next is due or '', then for each task: "<kind> <attempt> <calls> <steps> <id>", envelope }.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
   for _, kind in ipairs(claimable) do
@@ -36,6 +36,12 @@ local function takeBack(claimable, limit)
   return nextDue
 end
 
+local function answer(reply, kind, id, t)
+  local at = #reply
+  reply[at + 1] = kind .. ' ' .. t.attempts + 1 .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. id
+  reply[at + 2] = t.envelope
+end
+
 -- What the call before, whose answer was lost, has claimed: those whose lease ends then and has this token.
 local function claimedBefore(claimable, deadline, token, reply)
   for _, kind in ipairs(claimable) do
@@ -43,7 +49,7 @@ local function claimedBefore(claimable, deadline, token, reply)
     for i, value in ipairs(fetch(LIVE, ids)) do
       local t = value and split(value)
       if t and t.token == token then
-        for _, field in ipairs({ kind, ids[i], t.attempts + 1, t.calls, t.steps, t.envelope }) do reply[#reply + 1] = field end
+        answer(reply, kind, ids[i], t)
       end
     end
   end
@@ -113,7 +119,7 @@ local function claim()
         t.state, t.token, t.started = 'running', token, now
         set(LIVE, id, join(t))
         lease(of(kind, RUNNING), deadline, id)
-        for _, field in ipairs({ kind, id, t.attempts + 1, t.calls, t.steps, envelopes[i] }) do reply[#reply + 1] = field end
+        answer(reply, kind, id, t)
       elseif ours[i] then
         dropped = dropped + 1
       end

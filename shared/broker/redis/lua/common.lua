@@ -117,12 +117,13 @@ local function add(tasks, check)
   flushLive(); flushQueues(); flushDelayed()
   return count
 end
--- ARGV of new tasks: how many; for each: id, kind, priority, when due or '', envelope.
+-- ARGV of new tasks: how many; for each: "<kind> <priority> <when due or ->", id, envelope.
 local function newTasks()
   local tasks = {}
   for i = 1, number() do
-    local id, kind, priority, due, envelope = arg(), number(), number(), tonumber(arg()), arg()
-    tasks[i] = { id = id, kind = kind, priority = priority, due = due and due > now and due or nil, envelope = envelope }
+    local kind, priority, due = string.match(arg(), '^(%d+) (%d) (%S+)$')
+    due = tonumber(due)
+    tasks[i] = { kind = tonumber(kind), priority = tonumber(priority), due = due and due > now and due or nil, id = arg(), envelope = arg() }
   end
   return tasks
 end

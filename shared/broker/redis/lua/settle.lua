@@ -1,17 +1,21 @@
--- ARGV: number of outcomes; for each: id, token, kind, parent's id or '', parent's kind or 0, type, then
---   end, cancel: final state's key number, record, expiry or ''     adopt: final state's key number, expiry or ''
---   retry: when due     release: nothing
---   call: length of the history, steps in it, park (1 or 0), wake at or '', number of records, (id, record) of each, the new tasks
+-- ARGV: number of outcomes; for each: "<type> <token> <kind> <parent's kind or 0> <more>", id, parent's id or '', then by type (more: what)
+--   end, cancel ("<final state's key number> <expiry or ->"): record     adopt (the same): nothing
+--   retry ("<when due>"): nothing     release ("-"): nothing
+--   call ("<calls> <steps> <park, 1 or 0> <wake at or ->"): number of records, (id, record) of each, the new tasks
 -- then 1 and the claim that follows, or 0.
 -- Returns { for each outcome the length of the task's history, or -1 when refused; the claim's reply or false }.
 local outcomes, ids = {}, {}
 for i = 1, number() do
-  local o = { id = arg(), token = arg(), kind = number(), parent = arg(), parentKind = number(), type = arg() }
-  if o.type == 'end' or o.type == 'cancel' then o.state, o.record, o.expiry = number(), arg(), arg()
-  elseif o.type == 'adopt' then o.state, o.expiry = number(), arg()
-  elseif o.type == 'retry' then o.due = arg()
-  elseif o.type == 'call' then
-    o.calls, o.steps, o.park, o.wake, o.records = number(), number(), arg() == '1', arg(), {}
+  local type, token, kind, parentKind, more = string.match(arg(), '^(%a+) (%S+) (%d+) (%d+) (.+)$')
+  local o = { type = type, token = token, kind = tonumber(kind), parentKind = tonumber(parentKind), id = arg(), parent = arg() }
+  if type == 'end' or type == 'cancel' or type == 'adopt' then
+    local state, expiry = string.match(more, '^(%d+) (%S+)$')
+    o.state, o.expiry = tonumber(state), expiry
+    if type ~= 'adopt' then o.record = arg() end
+  elseif type == 'retry' then o.due = more
+  elseif type == 'call' then
+    local calls, steps, park, wakeAt = string.match(more, '^(%d+) (%d+) (%d) (%S+)$')
+    o.calls, o.steps, o.park, o.wake, o.records = tonumber(calls), tonumber(steps), park == '1', tonumber(wakeAt), {}
     for j = 1, 2 * number() do o.records[j] = arg() end
     o.children = newTasks()
   end
@@ -34,7 +38,7 @@ local function finish(o, t)
   index(of(o.kind, o.state), now, o.id)
   if o.parent == '' then
     roots[#roots + 1] = o.id
-    if o.expiry ~= '' then index(EXPIRY, o.expiry, o.id) end
+    if o.expiry ~= '-' then index(EXPIRY, o.expiry, o.id) end
   else
     local parents = ended[o.parentKind] or {}
     ended[o.parentKind], parents[o.parent] = parents, (parents[o.parent] or 0) + 1
@@ -49,10 +53,10 @@ local function callChildren(o, t)
   if o.park then
     call('ZREM', of(o.kind, RUNNING), o.id)
     if pending == 0 then call('HDEL', PENDING, o.id) end
-    if pending == 0 and o.wake == '' then return requeue(o.kind, { t }) end
+    if pending == 0 and not o.wake then return requeue(o.kind, { t }) end
     t.state, t.token = 'waiting', '-'
-    call('ZADD', of(o.kind, WAITING), o.wake == '' and '+inf' or o.wake, o.id)
-    if o.wake ~= '' then wake(o.kind, tonumber(o.wake)) end
+    call('ZADD', of(o.kind, WAITING), o.wake or '+inf', o.id)
+    if o.wake then wake(o.kind, o.wake) end
   end
   call('HSET', LIVE, o.id, join(t))
 end
