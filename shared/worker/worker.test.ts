@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import * as z from 'zod'
-import { retryTask } from '#services/manager/retry.ts'
 import type { Broker } from '#shared/broker/broker.ts'
+import { retryTask } from '#shared/broker/retry.ts'
 import { cancelTree } from '#shared/broker/tree.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, type Keyring, sealPayload } from '#shared/runtime/seal.ts'
@@ -565,7 +565,8 @@ for (const store of stores) {
         const id = await create(parent, {})
         const handler = implement(parent, (_, ctx) => ctx.call(add, { a: 'x' as unknown as number, b: 1 }))
         await worker([handler, adder]).drain()
-        expect(await recordOf(id)).toMatchObject({ status: 'failed', error: { type: 'invalid_input' }, calls: 0 })
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', error: { type: 'invalid_input' } })
+        expect(await stateOf(`${id}.0`)).toBeNull()
       })
     })
 

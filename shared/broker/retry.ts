@@ -1,9 +1,9 @@
-import type { NewTask } from '#shared/broker/broker.ts'
-import { removeFailedChildren, type TreeDeps } from '#shared/broker/tree.ts'
-import { contractOf } from '#shared/broker/view.ts'
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { encodeEnvelope, type FinalRecord, finalState, rootOf } from '#shared/task/task.ts'
+import type { NewTask } from './broker.ts'
+import { removeFailedChildren, type TreeDeps } from './tree.ts'
+import { contractOf } from './view.ts'
 
 /**
  * Queues a failed or cancelled root again, from attempt 1. Its children that succeeded keep their results; the others are forgotten and called anew.
