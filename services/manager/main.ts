@@ -7,7 +7,8 @@ import { createApp } from './app.ts'
 
 /** Starts the manager on its port, over a store that the caller opens and closes. */
 export async function startManager(config: Config, { broker, log, signal }: ServiceDeps): Promise<Server> {
-  const app = createApp({ broker, contracts, log, auth: await createAuth(config.tokens), signal })
+  const auth = await createAuth(config.tokens)
+  const app = createApp({ broker, contracts, log, auth, signal, pollMs: config.waitPollMs })
   const server = serve({ fetch: app.fetch, host: config.host, port: config.managerPort })
   announce('manager', server, config, log)
   return server

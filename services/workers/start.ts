@@ -25,6 +25,8 @@ export async function startWorker(
     ...{ broker, log, implementations, keyring },
     concurrency: config.workerConcurrency ?? undefined,
     leaseMs: config.leaseMs,
+    pollMs: config.workerPollMs,
+    sweepMs: config.workerSweepMs,
     graceMs: config.workerGraceMs,
   })
   const kinds = implementations.map(({ contract }) => contract.kind)

@@ -1,6 +1,5 @@
 import type { StoreConfig } from '#shared/runtime/config.ts'
 import type { Log } from '#shared/runtime/log.ts'
-import { StoreUnavailable } from '#shared/task/errors.ts'
 import type { Broker } from './broker.ts'
 
 /**
@@ -24,7 +23,10 @@ export async function openBroker(
       const { createTcpClient } = await import('./redis/tcp.ts')
       return createRedisBroker(createTcpClient({ url: store.url }), { partitions, now })
     }
-    case 'upstash':
-      throw new StoreUnavailable('Redis over REST is not there yet: set REDIS_URL for Redis over TCP.')
+    case 'upstash': {
+      const { createRedisBroker } = await import('./redis/redis.ts')
+      const { createRestClient } = await import('./redis/rest.ts')
+      return createRedisBroker(createRestClient({ url: store.url, token: store.token }), { partitions, now })
+    }
   }
 }

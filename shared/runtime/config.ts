@@ -21,6 +21,11 @@ export interface Config {
   readonly workerConcurrency: number | null
   /** Kinds that `services/workers/main.ts` serves; null: all. */
   readonly workerKinds: readonly string[] | null
+  /** How often an idle worker looks for what no wake-up told it, and sweeps. */
+  readonly workerPollMs: number
+  readonly workerSweepMs: number
+  /** How often a task that someone waits for is looked at, beside the store's events. */
+  readonly waitPollMs: number
   /** How long running tasks may go on after a worker was told to stop. */
   readonly workerGraceMs: number
   readonly openai: { readonly baseUrl: string | null; readonly model: string }
@@ -74,6 +79,13 @@ const list = z.string().transform((text) =>
 
 const DAY_MS = 86_400_000
 
+/** Over REST every command is billed: an idle worker stays below 1,000 a day. */
+const PACE = {
+  sqlite: { pollMs: 1_000, sweepMs: 1_000, waitPollMs: 1_000 },
+  redis: { pollMs: 1_000, sweepMs: 1_000, waitPollMs: 1_000 },
+  upstash: { pollMs: 360_000, sweepMs: 3_600_000, waitPollMs: 10_000 },
+}
+
 const environment = z.object({
   HOST: z.string().default('127.0.0.1'),
   CREATOR_PORT: whole(0, 65_535).default(5000),
@@ -93,6 +105,8 @@ const environment = z.object({
   TASKER_LEASE_MS: whole(100, DAY_MS).default(30_000),
   WORKER_CONCURRENCY: whole(1, 100_000).optional(),
   WORKER_KINDS: list.optional(),
+  WORKER_POLL_MS: whole(10, DAY_MS).optional(),
+  WORKER_SWEEP_MS: whole(10, DAY_MS).optional(),
   WORKER_GRACE_MS: whole(0, DAY_MS).default(10_000),
   OPENAI_BASE_URL: httpUrl.optional(),
   OPENAI_MODEL: z.string().default('gpt-6-luna'),
@@ -130,6 +144,9 @@ function toConfig(env: z.output<typeof environment>): Config {
     leaseMs: env.TASKER_LEASE_MS,
     workerConcurrency: env.WORKER_CONCURRENCY ?? null,
     workerKinds: env.WORKER_KINDS ?? null,
+    workerPollMs: env.WORKER_POLL_MS ?? PACE[store.type].pollMs,
+    workerSweepMs: env.WORKER_SWEEP_MS ?? PACE[store.type].sweepMs,
+    waitPollMs: PACE[store.type].waitPollMs,
     workerGraceMs: env.WORKER_GRACE_MS,
     openai: { baseUrl: env.OPENAI_BASE_URL ?? null, model: env.OPENAI_MODEL },
     logLevel: env.LOG_LEVEL,

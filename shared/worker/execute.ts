@@ -24,6 +24,8 @@ export interface ExecutorDeps {
   readonly random: () => number
   /** Settles an outcome while the task goes on; false when it was refused. */
   readonly commit: (outcome: Outcome) => Promise<boolean>
+  /** Whether a large fan-out may go on to its next part; if not, its task is given back, and goes on from there when it is claimed again. */
+  readonly mayGoOn: () => boolean
 }
 
 /** A claimed task that is being run. */
@@ -67,6 +69,11 @@ export function createExecutor(deps: ExecutorDeps): Executor {
     const envelope = readEnvelope(claimed.envelope)
     const contract = implementation?.contract
 
+    function abort(reason: RunAborted): void {
+      aborted ??= reason
+      run?.abort(aborted)
+    }
+
     async function outcome(): Promise<Outcome | null> {
       const problem = refuse(claimed, envelope, contract)
       if (!implementation || !envelope || problem) return ended(problem ?? new PermanentError('Unreachable.'))
@@ -87,8 +94,11 @@ export function createExecutor(deps: ExecutorDeps): Executor {
           if (await replay(broker, seat.parent, run.waiting(), clock.now())) continue
           for await (const part of partsOf(seat.parent, run.waiting(), { now: clock.now(), keyring })) {
             const call: Outcome = { ...lease(), ...part }
-            if (!part.park) await inTurn(seat, () => commit(deps, seat, call))
-            else {
+            if (!part.park) {
+              await inTurn(seat, () => commit(deps, seat, call))
+              if (!deps.mayGoOn()) abort(new RunAborted('stopping', `The worker of task ${claimed.id} stops.`))
+              if (aborted) throw aborted
+            } else {
               await seat.calls
               keep(seat)
               return call
@@ -168,10 +178,7 @@ export function createExecutor(deps: ExecutorDeps): Executor {
       claimed,
       timeoutAt: startedAt + (envelope?.timeout_ms ?? contract?.timeoutMs ?? 60_000),
       outcome: outcome(),
-      abort(reason) {
-        aborted ??= reason
-        run?.abort(aborted)
-      },
+      abort,
       progress: () => run?.progress(),
     }
   }

@@ -73,7 +73,7 @@ for (const store of stores) {
 
     test('stores the result, the payload and the times of a task', async () => {
       const id = await create(add, { a: 1, b: 2 })
-      expect(await worker([adder]).drain()).toBe(1)
+      expect((await worker([adder]).drain()).ran).toBe(1)
       expect(await recordOf(id)).toMatchObject({
         ...{ result: '3', content_type: 'application/json', status_code: 200, status: 'succeeded', kind: 'add' },
         ...{ payload: { a: 1, b: 2 }, attempt: 1, max_attempts: 5, created_at: clock.now(), finished_at: clock.now() },
@@ -231,7 +231,7 @@ for (const store of stores) {
       clock.advance(20_000)
       await extended.promise
       clock.advance(20_000)
-      expect(await worker([implement(slow, () => 'stolen')]).drain()).toBe(0)
+      expect((await worker([implement(slow, () => 'stolen')]).drain()).ran).toBe(0)
       expect((await broker.get([id]))[0]?.live?.progress).toEqual({ done: 1, total: 2 })
       finish.resolve('kept')
       await drained
@@ -351,16 +351,19 @@ for (const store of stores) {
       async function drainAnew(implementations: Implementation[], options: Partial<WorkerOptions> = {}) {
         let ran = 0
         for (let turn = 0; turn < 50; turn++) {
-          const count = await worker(implementations, options).drain({ maxTasks: 1 })
+          const { ran: count } = await worker(implementations, options).drain({ maxTasks: 1 })
           if (count === 0) return ran
           ran += count
         }
         throw new Error('It does not come to an end.')
       }
       const ways = [
-        { way: 'in place', drain: (implementations: Implementation[]) => worker(implementations).drain() },
+        { way: 'in place', drain: async (list: Implementation[]) => (await worker(list).drain()).ran },
         { way: 'from history', drain: drainAnew },
-        { way: 'with one slot', drain: (list: Implementation[]) => worker(list, { concurrency: 1 }).drain() },
+        {
+          way: 'with one slot',
+          drain: async (list: Implementation[]) => (await worker(list, { concurrency: 1 }).drain()).ran,
+        },
       ]
 
       for (const { way, drain } of ways) {
@@ -533,7 +536,7 @@ for (const store of stores) {
         await cancelTree({ broker, contracts: {}, now: clock.now }, id)
         for (const task of [id, `${id}.0`, `${id}.1`])
           expect(await recordOf(task)).toMatchObject({ status: 'cancelled' })
-        expect(await worker([handler, adder]).drain()).toBe(0)
+        expect((await worker([handler, adder]).drain()).ran).toBe(0)
       })
 
       test('a failed parent that is retried keeps its steps and the children that succeeded, and calls the others anew', async () => {
@@ -552,11 +555,11 @@ for (const store of stores) {
           }),
           adder,
         ]
-        const ran = await worker(list).drain()
+        const { ran } = await worker(list).drain()
         expect(await recordOf(id)).toMatchObject({ status: 'failed', result: 'Not today' })
         healthy = true
         await retryTask({ broker, contracts, now: clock.now }, id)
-        expect(await worker(list).drain()).toBeLessThan(ran)
+        expect((await worker(list).drain()).ran).toBeLessThan(ran)
         expect(await recordOf(id)).toMatchObject({ status: 'succeeded', result: '[1,2,"well"]', calls: 3, steps: 1 })
         expect(effects).toBe(1)
       })

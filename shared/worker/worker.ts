@@ -31,13 +31,24 @@ export interface WorkerOptions {
 export interface DrainLimits {
   /** Claims no more after so many tasks. */
   readonly maxTasks?: number
-  /** Stops then, in ms since the epoch. */
+  /** Stops then, in ms since the epoch: what still runs has the grace to end. */
   readonly until?: number
+  /** Claims no more, and parts no fan-out further, when this gives false: for a budget of requests. */
+  readonly mayGoOn?: () => boolean
+}
+
+export interface DrainReport {
+  /** Runs that were started. */
+  readonly ran: number
+  /** Whether more is likely to be queued of the kinds of this worker. */
+  readonly more: boolean
+  /** Kinds of which tasks were queued by what was run: children that were called, and parents that may go on. */
+  readonly queued: readonly string[]
 }
 
 export interface Worker {
-  /** Runs tasks until no more are due, a limit is reached or the signal aborts. Resolves with the number of tasks run; nothing is held then. */
-  drain(limits?: DrainLimits, signal?: AbortSignal): Promise<number>
+  /** Runs tasks until no more are due, a limit is reached or the signal aborts. Nothing is held when it resolves. */
+  drain(limits?: DrainLimits, signal?: AbortSignal): Promise<DrainReport>
   /** Drains and waits for more, until the signal aborts; then stops gracefully: claims no more, lets running tasks end, gives the rest back. */
   loop(signal: AbortSignal): Promise<void>
 }
@@ -60,7 +71,8 @@ export function createWorker(options: WorkerOptions): Worker {
   const held = new Map<string, Execution>()
   let running = 0
   let taken = 0
-  let maxTasks = Number.POSITIVE_INFINITY
+  let limits: DrainLimits = {}
+  const queued = new Set<string>()
   /** Slots that claims under way have asked for. */
   let asked = 0
   /** Whether more is likely to be queued than was claimed. */
@@ -84,21 +96,23 @@ export function createWorker(options: WorkerOptions): Worker {
       options.implementations.map((implementation) => [implementation.contract.kind, implementation]),
     ),
     commit: async (outcome) => (await settle([outcome]))[0] === true,
+    mayGoOn: () => limits.mayGoOn?.() ?? true,
   })
 
   const settle = createGroup<Outcome, boolean>(
     (outcomes) =>
       insist(async () => {
         // What calls children, or ends one, queues tasks in this very call.
-        const queues = outcomes.some(({ type, parent }) => type === 'call' || parent)
-        if (queues) more = true
+        const queues = outcomes.flatMap(kindsQueuedBy)
+        if (queues.length > 0) more = true
         const request = more ? claimRequest() : undefined
         const { refused } = await claiming(
           request,
           () => broker.settle(outcomes, request),
           (settled) => settled.next,
         )
-        if (queues && !request) wake(null)
+        if (queues.length > 0 && !request) wake(null)
+        for (const kind of queues) queued.add(kind)
         const lost = new Set(refused)
         return outcomes.map(({ id }) => !lost.has(id))
       }),
@@ -144,7 +158,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** Slots that are free. Tasks that wait to be settled hold none, but not without bound. */
   function room(): number {
-    return Math.min(concurrency - running, 2 * concurrency - held.size, maxTasks - taken) - asked
+    return Math.min(concurrency - running, 2 * concurrency - held.size, (limits.maxTasks ?? Infinity) - taken) - asked
   }
 
   /** At most half of the slots in one call, so that one half runs while the other is settled. */
@@ -338,16 +352,17 @@ export function createWorker(options: WorkerOptions): Worker {
   }
 
   return {
-    async drain(limits = {}, signal = new AbortController().signal) {
+    async drain(given = {}, signal = new AbortController().signal) {
       taken = 0
-      maxTasks = limits.maxTasks ?? Number.POSITIVE_INFINITY
-      const until = limits.until ?? Number.POSITIVE_INFINITY
-      await work(signal, () => clock.now() < until && (held.size > 0 || (more && taken < maxTasks)))
-      return taken
+      queued.clear()
+      limits = given
+      const { until = Infinity, maxTasks = Infinity, mayGoOn = () => true } = limits
+      await work(signal, () => clock.now() < until && mayGoOn() && (held.size > 0 || (more && taken < maxTasks)))
+      return { ran: taken, more, queued: [...queued] }
     },
 
     async loop(signal) {
-      maxTasks = Number.POSITIVE_INFINITY
+      limits = {}
       const subscription = await broker.subscribe(kinds, (_kind, at) => wake(at))
       const background = sweeps(signal)
       await work(signal, () => true)
@@ -359,6 +374,12 @@ export function createWorker(options: WorkerOptions): Worker {
 
 function messageOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error)
+}
+
+/** Kinds of which an outcome queues tasks: of children that it calls, and of a parent or a task that may go on. */
+function kindsQueuedBy(outcome: Outcome): string[] {
+  if (outcome.type === 'call') return [outcome.kind, ...outcome.children.map(({ kind }) => kind)]
+  return outcome.parent ? [outcome.parent.kind] : []
 }
 
 function charsOf(outcome: Outcome): number {

@@ -105,7 +105,7 @@ describe.each(Object.keys(places))('chat and conversation on %s', (name) => {
       ...{ broker: place.broker, clock, keyring, log, random: () => 0 },
       implementations: [createChat({ baseUrl: `${model.url}/v1`, model: 'test-model', now: clock.now }), conversation],
     })
-    drain = () => worker.drain()
+    drain = async () => (await worker.drain()).ran
     async function read(response: Response) {
       const body = await response.text()
       bodies.push(body, JSON.stringify(Object.fromEntries(response.headers)))

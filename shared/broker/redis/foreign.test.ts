@@ -34,8 +34,8 @@ describe('foreign producers and workers', () => {
     await server.stop()
   })
 
-  const drain = (implementations: Implementation[] = [sum, sequence]) =>
-    createWorker({ broker, clock, implementations, keyring: null, log: silentLog }).drain()
+  const drain = async (implementations: Implementation[] = [sum, sequence]) =>
+    (await createWorker({ broker, clock, implementations, keyring: null, log: silentLog }).drain()).ran
   const sweep = () => sweepOnce({ broker, contracts: {}, now: clock.now }, 1_000)
   async function stats(kind: string) {
     const [row] = await broker.stats([kind])

@@ -14,7 +14,8 @@ import sweep from './lua/sweep.lua' with { type: 'text' }
 export interface Script {
   readonly name: string
   readonly text: string
-  sha(): Promise<string>
+  /** SHA-1 of the text, with what a client puts before it. */
+  sha(prefix?: string): Promise<string>
 }
 
 /** The scripts, one for each method of the port that changes or reads the store. `settle` ends with a claim, so it carries that too. */
@@ -33,15 +34,19 @@ export const scripts = {
 
 function script(name: string, ...parts: string[]): Script {
   const text = [common, ...parts].join('\n')
-  let sha: Promise<string> | undefined
+  const hashes = new Map<string, Promise<string>>()
   return {
     name,
     text,
-    sha() {
-      sha ??= crypto.subtle
-        .digest('SHA-1', new TextEncoder().encode(text))
-        .then((bytes) => Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, '0')).join(''))
-      return sha
+    sha(prefix = '') {
+      const hash = hashes.get(prefix) ?? sha1(prefix + text)
+      hashes.set(prefix, hash)
+      return hash
     },
   }
+}
+
+async function sha1(text: string): Promise<string> {
+  const bytes = await crypto.subtle.digest('SHA-1', new TextEncoder().encode(text))
+  return Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
