@@ -28,6 +28,8 @@ test('nothing set gives the defaults', () => {
     workerSweepMs: 1_000,
     waitPollMs: 1_000,
     workerGraceMs: 10_000,
+    drain: { token: null, maxMs: 25_000, maxTasks: 10_000, maxRequests: 45 },
+    workerUrls: {},
     openai: { baseUrl: null, model: 'gpt-6-luna' },
     logLevel: 'info',
   })
@@ -150,4 +152,10 @@ test('everything that is wrong is reported at once, a line each, and no value is
     'WORKER_CONCURRENCY',
   ])
   expect(message).not.toContain('hunter2')
+})
+
+test('WORKER_URLS names a URL for each kind, and one for all others', () => {
+  const { workerUrls } = loadConfig({ WORKER_URLS: 'sum=https://sum.example/, https://all.example' })
+  expect(workerUrls).toEqual({ sum: 'https://sum.example', '*': 'https://all.example' })
+  expect(() => loadConfig({ WORKER_URLS: 'sum=ftp://x' })).toThrow('WORKER_URLS entry 1')
 })

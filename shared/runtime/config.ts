@@ -28,6 +28,16 @@ export interface Config {
   readonly waitPollMs: number
   /** How long running tasks may go on after a worker was told to stop. */
   readonly workerGraceMs: number
+  /** For workers that are called instead of waiting: what `POST /drain` asks for, and where it stops. */
+  readonly drain: {
+    readonly token: string | null
+    readonly maxMs: number
+    readonly maxTasks: number
+    /** Requests that one invocation may make: 50 is the limit of Workers' free tier. */
+    readonly maxRequests: number
+  }
+  /** Where to wake the workers of a kind; `*` stands for every kind that is not named. */
+  readonly workerUrls: Readonly<Record<string, string>>
   readonly openai: { readonly baseUrl: string | null; readonly model: string }
   readonly logLevel: LogSetting
 }
@@ -108,6 +118,11 @@ const environment = z.object({
   WORKER_POLL_MS: whole(10, DAY_MS).optional(),
   WORKER_SWEEP_MS: whole(10, DAY_MS).optional(),
   WORKER_GRACE_MS: whole(0, DAY_MS).default(10_000),
+  DRAIN_TOKEN: z.string().optional(),
+  DRAIN_MAX_MS: whole(100, DAY_MS).default(25_000),
+  DRAIN_MAX_TASKS: whole(1, 1_000_000).default(10_000),
+  DRAIN_MAX_REQUESTS: whole(20, 1_000_000).default(45),
+  WORKER_URLS: list.transform(readWorkerUrls).default({}),
   OPENAI_BASE_URL: httpUrl.optional(),
   OPENAI_MODEL: z.string().default('gpt-6-luna'),
   LOG_LEVEL: z.enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(', ')}`).default('info'),
@@ -148,6 +163,13 @@ function toConfig(env: z.output<typeof environment>): Config {
     workerSweepMs: env.WORKER_SWEEP_MS ?? PACE[store.type].sweepMs,
     waitPollMs: PACE[store.type].waitPollMs,
     workerGraceMs: env.WORKER_GRACE_MS,
+    drain: {
+      token: env.DRAIN_TOKEN ?? null,
+      maxMs: env.DRAIN_MAX_MS,
+      maxTasks: env.DRAIN_MAX_TASKS,
+      maxRequests: env.DRAIN_MAX_REQUESTS,
+    },
+    workerUrls: env.WORKER_URLS,
     openai: { baseUrl: env.OPENAI_BASE_URL ?? null, model: env.OPENAI_MODEL },
     logLevel: env.LOG_LEVEL,
   }
@@ -191,6 +213,19 @@ function readTokens(entries: readonly string[], context: z.RefinementCtx): Token
     }
     return { token, scopes }
   })
+}
+
+function readWorkerUrls(entries: readonly string[], context: z.RefinementCtx): Record<string, string> {
+  return Object.fromEntries(
+    entries.map((entry, index) => {
+      const [, kind = '*', url = ''] = /^(?:([a-z][a-z0-9_-]*)=)?(.*)$/.exec(entry) ?? []
+      const parsed = httpUrl.safeParse(url)
+      if (!parsed.success) {
+        context.addIssue(`entry ${index + 1} must be a URL, or kind=URL, that begins with http:// or https://`)
+      }
+      return [kind, parsed.data ?? '']
+    }),
+  )
 }
 
 function reachable(host: string): string {

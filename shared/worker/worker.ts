@@ -31,8 +31,6 @@ export interface WorkerOptions {
 export interface DrainLimits {
   /** Claims no more after so many tasks. */
   readonly maxTasks?: number
-  /** Stops then, in ms since the epoch: what still runs has the grace to end. */
-  readonly until?: number
   /** Claims no more, and parts no fan-out further, when this gives false: for a budget of requests. */
   readonly mayGoOn?: () => boolean
 }
@@ -47,7 +45,7 @@ export interface DrainReport {
 }
 
 export interface Worker {
-  /** Runs tasks until no more are due, a limit is reached or the signal aborts. Nothing is held when it resolves. */
+  /** Runs tasks until no more are due, a limit is reached or the signal aborts: then what still runs has the grace to end. Nothing is held when it resolves. */
   drain(limits?: DrainLimits, signal?: AbortSignal): Promise<DrainReport>
   /** Drains and waits for more, until the signal aborts; then stops gracefully: claims no more, lets running tasks end, gives the rest back. */
   loop(signal: AbortSignal): Promise<void>
@@ -164,7 +162,7 @@ export function createWorker(options: WorkerOptions): Worker {
   /** At most half of the slots in one call, so that one half runs while the other is settled. */
   function claimRequest(): ClaimRequest | undefined {
     const limit = Math.min(room(), Math.ceil(concurrency / 2))
-    if (limit <= 0 || stopping) return undefined
+    if (limit <= 0 || stopping || limits.mayGoOn?.() === false) return undefined
     const now = clock.now()
     const takeBack = now >= Math.min(nextLook, dueAt)
     if (takeBack) {
@@ -356,8 +354,8 @@ export function createWorker(options: WorkerOptions): Worker {
       taken = 0
       queued.clear()
       limits = given
-      const { until = Infinity, maxTasks = Infinity, mayGoOn = () => true } = limits
-      await work(signal, () => clock.now() < until && mayGoOn() && (held.size > 0 || (more && taken < maxTasks)))
+      const { maxTasks = Infinity, mayGoOn = () => true } = limits
+      await work(signal, () => mayGoOn() && (held.size > 0 || (more && taken < maxTasks)))
       return { ran: taken, more, queued: [...queued] }
     },
 

@@ -9,6 +9,8 @@ export function createChat(options: {
   baseUrl: string | null
   model: string
   now?: () => number
+  /** Counts or replaces the requests to the provider. */
+  fetch?: typeof fetch
 }): Implementation<typeof chat> {
   const { now = Date.now } = options
   return implement(chat, async ({ question, api_key, model }, ctx) => {
@@ -18,6 +20,7 @@ export function createChat(options: {
       // Waiting is the queue's business.
       maxRetries: 0,
       timeout: chat.timeoutMs,
+      ...(options.fetch && { fetch: options.fetch }),
     })
     try {
       const completion = await client.chat.completions.create(

@@ -1,0 +1,87 @@
+/** What the edge entry points of the workers share. */
+import { createAuth, requireScope } from '#shared/http/auth.ts'
+import { createBase } from '#shared/http/base.ts'
+import { Problem } from '#shared/http/problem.ts'
+import type { Config } from '#shared/runtime/config.ts'
+import type { Implementation } from '#shared/worker/implement.ts'
+import { createWorker, type DrainReport } from '#shared/worker/worker.ts'
+import { type EdgeModule, type Invocation, misconfigured, openInvocation } from '../edge.ts'
+import { createWaker } from '../wake.ts'
+
+/** Requests that are kept back to settle, to extend leases and to wake others when the budget is nearly used up. */
+const RESERVE = 8
+
+/** Runs at once: edge runtimes allow few connections at a time. */
+const CONCURRENCY = 100
+const CONCURRENCY_WITH_REQUESTS = 5
+
+/**
+ * A worker that drains when it is called: on `scheduled`, and on `POST /drain` with the bearer token of `DRAIN_TOKEN`. It stops within the limits of time, tasks and
+ * requests, holds nothing then, and wakes the workers of the kinds that it queued. `POST /drain` answers with what was done, or at once with 202 when it
+ * is asked to (`Prefer: respond-async`).
+ */
+export function createWorkerEdge(options: {
+  implementations: (config: Config, fetch: typeof globalThis.fetch) => readonly Implementation[]
+  /** Whether handlers make requests of their own. */
+  makesRequests?: boolean
+}): EdgeModule {
+  const waker = createWaker()
+
+  async function drain(invocation: Invocation): Promise<DrainReport> {
+    const { config, broker, keyring, log, requests, count } = invocation
+    const concurrency = options.makesRequests ? CONCURRENCY_WITH_REQUESTS : CONCURRENCY
+    const reserve = RESERVE + (options.makesRequests ? concurrency : 0)
+    const counted = (...args: Parameters<typeof fetch>) => {
+      count()
+      return fetch(...args)
+    }
+    const implementations = options.implementations(config, Object.assign(counted, fetch))
+    const worker = createWorker({
+      ...{ broker, keyring, log, implementations, concurrency },
+      leaseMs: config.leaseMs,
+      pollMs: config.workerPollMs,
+      graceMs: GRACE_MS,
+    })
+    const limits = {
+      maxTasks: config.drain.maxTasks,
+      mayGoOn: () => requests() < config.drain.maxRequests - reserve,
+    }
+    const report = await worker.drain(limits, AbortSignal.timeout(config.drain.maxMs))
+    const kinds = implementations.map(({ contract }) => contract.kind)
+    const others = report.queued.filter((kind) => !kinds.includes(kind))
+    waker.wake(report.more ? [...others, ...kinds] : others, invocation)
+    return report
+  }
+
+  return {
+    async fetch(request, env, context) {
+      try {
+        const invocation = await openInvocation(env, context)
+        const { config, log, broker, waitUntil } = invocation
+        const { token } = config.drain
+        const auth = await createAuth(token === null ? [] : [{ token, scopes: ['manage'] }])
+        const app = createBase({
+          ...{ service: 'worker', log },
+          about: { links: { drain: '/drain', health: '/healthz', ready: '/readyz' } },
+          ready: () => broker.ping(),
+          unknownPath: 'There is nothing here. POST /drain runs what is queued.',
+        })
+        app.post('/drain', requireScope(auth, 'manage'), async (c) => {
+          if (auth === null) throw new Problem('forbidden', 'Nobody may drain this worker: set DRAIN_TOKEN.')
+          if (c.req.header('Prefer') !== 'respond-async') return c.json(await drain(invocation))
+          waitUntil(drain(invocation))
+          return c.json({ accepted: true }, 202)
+        })
+        return await app.fetch(request)
+      } catch (error) {
+        return misconfigured(error)
+      }
+    },
+
+    async scheduled(_event, env, context) {
+      await drain(await openInvocation(env, context))
+    },
+  }
+}
+
+const GRACE_MS = 4_000
