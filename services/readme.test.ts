@@ -137,7 +137,10 @@ test('the worker of the README type-checks and runs', async () => {
       await Bun.write(file, patched(readFileSync(file, 'utf8'), lines))
     }
   }
-  const types = Bun.spawnSync([process.execPath, 'run', '--bun', 'tsc', '-p', '.'], { cwd: project })
+  const [checked, entry] = ['readme.tsconfig.json', 'services/workers/implementations.ts']
+  const included = [...files.map(([, path = '']) => path), entry, 'shared/broker/text.d.ts']
+  await Bun.write(join(project, checked), JSON.stringify({ extends: './tsconfig.json', include: included }))
+  const types = Bun.spawnSync([process.execPath, 'run', '--bun', 'tsc', '-p', checked], { cwd: project })
   expect(types.stdout.toString()).toBe('')
 
   const { creator, result } = await startTasker(project)
@@ -215,5 +218,21 @@ test('the protocol names the partitions that the code computes', () => {
   expect(rows.length).toBeGreaterThan(0)
   for (const [id = '', partitions, partition] of rows) {
     expect(partitionOf(id.replaceAll('`', ''), Number(partitions))).toBe(Number(partition))
+  }
+})
+
+test('the dependencies are those of package.json, with their licences', () => {
+  const { dependencies, devDependencies } = JSON.parse(read('package.json')) as Record<string, Record<string, string>>
+  const document = read('docs/dependencies.md')
+  for (const [heading, packages = {}] of [
+    ['## At run time', dependencies],
+    ['## For development', devDependencies],
+  ] as const) {
+    const rows = tableAfter(document, heading).map(([name = '', , licence]) => [name.replaceAll('`', ''), licence])
+    const known = Object.keys(packages).map((name) => {
+      const { license } = JSON.parse(read(`node_modules/${name}/package.json`)) as { license: string }
+      return [name, license]
+    })
+    expect(rows.sort()).toEqual(known.sort())
   }
 })

@@ -30,6 +30,8 @@ export interface CreatorDeps {
   now?: () => number
   /** A UUIDv7 that was never given before. */
   newId?: () => string
+  /** Called when tasks of a kind were stored. */
+  onCreated?: (kind: string) => void
 }
 
 /** Tasks, and characters of envelopes, that go to the store in one call. */
@@ -121,11 +123,14 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
       if (key === undefined) {
         const task = await newTask({ contract, id: newId(), payload, options, traceparent, fresh: true })
         await enqueue([task])
+        deps.onCreated?.(kind)
         return created(c, { id: task.id, kind, status: statusOf(task, now()) })
       }
       const id = await idOfKey(kind, key)
       const task = await newTask({ contract, id, payload, options, traceparent, fresh: false })
-      return created(c, { id, kind, ...(await enqueueOnce(contract, task, payload)) })
+      const once = await enqueueOnce(contract, task, payload)
+      deps.onCreated?.(kind)
+      return created(c, { id, kind, ...once })
     })
 
     app.post(`/${kind}/batch`, requireScope(deps.auth, 'create'), jsonOnly, async (c) => {
@@ -142,6 +147,7 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
         payloads.map((payload) => newTask({ contract, id: newId(), payload, options: {}, traceparent, fresh: true })),
       )
       await enqueue(tasks)
+      deps.onCreated?.(kind)
       const ids = tasks.map(({ id }) => id)
       return wantsText(c) ? c.text(ids.join('\n'), 201) : c.json({ task_ids: ids }, 201)
     })

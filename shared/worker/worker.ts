@@ -80,6 +80,8 @@ export function createWorker(options: WorkerOptions): Worker {
   /** When to look for what no wake-up told, and when something is known to be due. */
   let nextLook = 0
   let dueAt = 0
+  /** No claims before, since the store did not answer. */
+  let pausedUntil = 0
   let turn = 0
   let storeFailures = 0
   let stopping = true
@@ -212,9 +214,8 @@ export function createWorker(options: WorkerOptions): Worker {
       answered(null)
     } catch (error) {
       if (!(error instanceof StoreUnavailable)) throw error
-      more = false
-      nextLook = clock.now() + unanswered(error)
-      dueAt = Number.POSITIVE_INFINITY
+      more = true
+      pausedUntil = clock.now() + unanswered(error)
     }
   }
 
@@ -322,13 +323,14 @@ export function createWorker(options: WorkerOptions): Worker {
     more = true
     nextLook = 0
     while (!stopping && goesOn()) {
+      const lookAt = more ? pausedUntil : Math.max(pausedUntil, Math.min(nextLook, dueAt))
       const free = room() > 0
-      if (free && (more || clock.now() >= Math.min(nextLook, dueAt))) {
+      if (free && clock.now() >= lookAt) {
         await claim()
         continue
       }
       const waited = new AbortController()
-      const look = free ? [clock.sleep(Math.min(nextLook, dueAt) - clock.now(), waited.signal)] : []
+      const look = free ? [clock.sleep(lookAt - clock.now(), waited.signal)] : []
       await Promise.race([changed.promise, ...look])
       waited.abort()
       // What ends in this turn is claimed for together.

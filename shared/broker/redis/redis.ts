@@ -102,23 +102,29 @@ export function createRedisBroker(
     return answers
   }
 
-  /** A claim on one partition, as arguments; the token and the deadline stay the same when it is sent again. */
-  function claimArgs(request: ClaimRequest, kinds: KindNumbers) {
-    const token = crypto.randomUUID()
-    const deadline = now() + request.leaseMs
+  /** Claims that no try of which was answered, by partition: the next one takes what they may have taken. */
+  const unanswered = new Map<number, { token: string; deadline: number }>()
+
+  /** A call that claims on one partition. Token and deadline name the claim: they stay the same when it is sent again. */
+  async function claiming<T>(
+    request: ClaimRequest,
+    partition: number,
+    kinds: KindNumbers,
+    send: (args: (resent: boolean) => Arg[], token: string) => Promise<T>,
+  ): Promise<T> {
+    const before = unanswered.get(partition)
+    unanswered.delete(partition)
+    const { token, deadline } = before ?? { token: crypto.randomUUID(), deadline: now() + request.leaseMs }
     const order = request.kinds.map((kind) => kinds.number(kind))
-    return {
-      token,
-      args: (resent: boolean) => [
-        request.limit,
-        deadline,
-        token,
-        request.takeBack ? 1 : 0,
-        resent ? 1 : 0,
-        ENOUGH_BYTES,
-        order.length,
-        ...order,
-      ],
+    const args = (resent: boolean) => [
+      ...[request.limit, deadline, token, request.takeBack ? 1 : 0, resent || before ? 1 : 0, ENOUGH_BYTES],
+      ...[order.length, ...order],
+    ]
+    try {
+      return await send(args, token)
+    } catch (error) {
+      unanswered.set(partition, { token, deadline })
+      throw error
     }
   }
 
@@ -147,9 +153,12 @@ export function createRedisBroker(
         // With enough in hand, the other partitions are only visited to put back what is due.
         if (claim.tasks.length >= request.limit && !request.takeBack) break
         const kinds = kindNumbers()
-        const { token, args } = claimArgs({ ...request, limit: request.limit - claim.tasks.length }, kinds)
-        const reply = await run(scripts.claim, (first + i) % partitions, kinds.names, args)
-        merge(claim, claimOf(reply, token, kinds.names))
+        const rest = { ...request, limit: request.limit - claim.tasks.length }
+        const partition = (first + i) % partitions
+        const taken = await claiming(rest, partition, kinds, async (args, token) =>
+          claimOf(await run(scripts.claim, partition, kinds.names, args), token, kinds.names),
+        )
+        merge(claim, taken)
       }
       return claim
     },
@@ -165,17 +174,19 @@ export function createRedisBroker(
         async (part, partition) => {
           const kinds = kindNumbers()
           const ends = part.flatMap((outcome) => outcomeArgs(outcome, kinds))
-          // One partition's call brings the next claim; with more of them, the worker's own claims see to the others.
-          const claim: ReturnType<typeof claimArgs> | null = claims && !claimed ? claimArgs(claims, kinds) : null
-          if (claim) claimed = { tasks: [], nextDueAt: null }
-          const reply = await run(scripts.settle, partition, kinds.names, (resent) => [
-            part.length,
-            ...ends,
-            ...(claim ? [1, ...claim.args(resent)] : [0]),
-          ])
-          const [accepted, taken] = reply as [number[], unknown]
-          if (claim && claimed) merge(claimed, claimOf(taken, claim.token, kinds.names))
-          return accepted
+          const settle = async (claimArgs: (resent: boolean) => Arg[]) => {
+            const args = (resent: boolean) => [part.length, ...ends, ...claimArgs(resent)]
+            return (await run(scripts.settle, partition, kinds.names, args)) as [number[], unknown]
+          }
+          // One partition's call brings the next claim; with more of them, a claim of its own sees to the others.
+          if (!claims || claimed) return (await settle(() => [0]))[0]
+          const mine: Claim = { tasks: [], nextDueAt: null }
+          claimed = mine
+          return claiming(claims, partition, kinds, async (claimArgs, token) => {
+            const [accepted, taken] = await settle((resent) => [1, ...claimArgs(resent)])
+            merge(mine, claimOf(taken, token, kinds.names))
+            return accepted
+          })
         },
       )
       if (claims && claimed && partitions > 1) {
@@ -225,7 +236,7 @@ export function createRedisBroker(
         async (part, partition) => {
           const kinds = kindNumbers()
           const args = part.flatMap(({ record, expiresAt, ...task }) => [
-            ...headArgs({ ...task, type: 'cancel', token: '-' }, kinds, `${KEY_OF.cancelled} ${expiresAt ?? '-'}`),
+            ...headArgs({ ...task, type: 'cancel', token: '-' }, kinds, `${KEY_OF.cancelled},${expiresAt ?? '-'}`),
             record,
           ])
           const reply = await run(scripts.settle, partition, kinds.names, () => [part.length, ...args, 0])
@@ -375,15 +386,15 @@ function headArgs(
 ): Arg[] {
   const { id, kind, token, parent, type } = outcome
   const parentKind = parent ? kinds.number(parent.kind) : 0
-  return [`${type} ${token || '-'} ${kinds.number(kind)} ${parentKind} ${more}`, id, parent?.id ?? '']
+  return [`${type} ${kinds.number(kind)} ${parentKind} ${more} ${token}`, id, parent?.id ?? '']
 }
 
 function outcomeArgs(outcome: Outcome, kinds: KindNumbers): Arg[] {
   switch (outcome.type) {
     case 'end':
-      return [...headArgs(outcome, kinds, `${KEY_OF[outcome.state]} ${outcome.expiresAt ?? '-'}`), outcome.record]
+      return [...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`), outcome.record]
     case 'adopt':
-      return headArgs(outcome, kinds, `${KEY_OF[outcome.state]} ${outcome.expiresAt ?? '-'}`)
+      return headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`)
     case 'retry':
       return headArgs(outcome, kinds, String(outcome.at))
     case 'release':
@@ -391,7 +402,7 @@ function outcomeArgs(outcome: Outcome, kinds: KindNumbers): Arg[] {
     case 'call': {
       const { calls, steps, park, wakeAt, records, children } = outcome
       return [
-        ...headArgs(outcome, kinds, `${calls} ${steps} ${park ? 1 : 0} ${wakeAt ?? '-'}`),
+        ...headArgs(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`),
         ...[records.length, ...records.flatMap((entry) => [entry.id, entry.record])],
         ...newTaskArgs(children, kinds),
       ]

@@ -1,20 +1,20 @@
--- ARGV: number of outcomes; for each: "<type> <token> <kind> <parent's kind or 0> <more>", id, parent's id or '', then by type (more: what)
---   end, cancel ("<final state's key number> <expiry or ->"): record     adopt (the same): nothing
---   retry ("<when due>"): nothing     release ("-"): nothing
---   call ("<calls> <steps> <park, 1 or 0> <wake at or ->"): number of records, (id, record) of each, the new tasks
+-- ARGV: number of outcomes; for each: "<type> <kind> <parent's kind or 0> <more> <token>", id, parent's id or '', then by type (more: what)
+--   end, cancel (<final state's key number>,<expiry or ->): record     adopt (the same): nothing
+--   retry (<when due>): nothing     release (-): nothing
+--   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->): number of records, (id, record) of each, the new tasks
 -- then 1 and the claim that follows, or 0.
 -- Returns { for each outcome the length of the task's history, or -1 when refused; the claim's reply or false }.
 local outcomes, ids = {}, {}
 for i = 1, number() do
-  local type, token, kind, parentKind, more = string.match(arg(), '^(%a+) (%S+) (%d+) (%d+) (.+)$')
+  local type, kind, parentKind, more, token = string.match(arg(), '^(%a+) (%d+) (%d+) (%S+) (.*)$')
   local o = { type = type, token = token, kind = tonumber(kind), parentKind = tonumber(parentKind), id = arg(), parent = arg() }
   if type == 'end' or type == 'cancel' or type == 'adopt' then
-    local state, expiry = string.match(more, '^(%d+) (%S+)$')
+    local state, expiry = string.match(more, '^(%d+),(%S+)$')
     o.state, o.expiry = tonumber(state), expiry
     if type ~= 'adopt' then o.record = arg() end
   elseif type == 'retry' then o.due = more
   elseif type == 'call' then
-    local calls, steps, park, wakeAt = string.match(more, '^(%d+) (%d+) (%d) (%S+)$')
+    local calls, steps, park, wakeAt = string.match(more, '^(%d+),(%d+),(%d),(%S+)$')
     o.calls, o.steps, o.park, o.wake, o.records = tonumber(calls), tonumber(steps), park == '1', tonumber(wakeAt), {}
     for j = 1, 2 * number() do o.records[j] = arg() end
     o.children = newTasks()
