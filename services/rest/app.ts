@@ -3,7 +3,7 @@ import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Auth } from '#shared/http/auth.ts'
 import type { Log } from '#shared/runtime/log.ts'
-import { BadRequest, commandOfUrl, parseCommand, parseCommands, pathArguments } from './command.ts'
+import { BadRequest, type Command, commandOfUrl, parseCommand, parseCommands, pathArguments } from './command.ts'
 import { type Connection, NoReply } from './connection.ts'
 import { createExecutor } from './execute.ts'
 import { type Bill, createMetrics } from './metrics.ts'
@@ -79,12 +79,13 @@ export function createApp({ connection, streams, auth, log }: RestDeps): Hono<En
 
   app.get('/metrics', (c) => c.text(metrics.text(streams.size), 200, { 'Content-Type': 'text/plain; version=0.0.4' }))
 
-  app.post('/', async (c) => answer(c, await executor.run(parseCommand(await c.req.text()), c.var.bill)))
+  const runOne = async (c: Context<Env>, command: Command) => {
+    const [reply = null] = await executor.run([command], c.var.bill)
+    return answer(c, reply)
+  }
+  app.post('/', async (c) => runOne(c, parseCommand(await c.req.text())))
 
-  app.post('/pipeline', async (c) => {
-    const commands = parseCommands(await c.req.text())
-    return answerAll(c, await Promise.all(commands.map((command) => executor.run(command, c.var.bill))))
-  })
+  app.post('/pipeline', async (c) => answerAll(c, await executor.run(parseCommands(await c.req.text()), c.var.bill)))
 
   app.post('/multi-exec', async (c) => {
     const replies = await executor.runTransaction(parseCommands(await c.req.text()), c.var.bill)
@@ -105,7 +106,7 @@ export function createApp({ connection, streams, auth, log }: RestDeps): Hono<En
   app.all('/*', async (c) => {
     const hasBody = c.req.method === 'POST' || c.req.method === 'PUT'
     const body = hasBody ? Buffer.from(await c.req.arrayBuffer()) : Buffer.alloc(0)
-    return answer(c, await executor.run(commandOfUrl(new URL(c.req.url), body), c.var.bill))
+    return runOne(c, commandOfUrl(new URL(c.req.url), body))
   })
   return app
 }

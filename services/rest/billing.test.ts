@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { startRedis } from '#shared/test/redis-server.ts'
 import { startEndpoint } from './endpoint.ts'
 
 let endpoint: Awaited<ReturnType<typeof startEndpoint>>
@@ -40,7 +41,7 @@ describe('the bill of a request', () => {
     const run = (script: string, ...args: (string | number)[]) => endpoint.post('/', ['EVAL', script, 1, key, ...args])
     expect((await run(RUNS, 0)).billed).toBe(1)
     expect((await run(RUNS, 7)).billed).toBe(8)
-    expect((await run("redis.call('INFO', 'commandstats') return redis.pcall('GET', KEYS[1])")).billed).toBe(3)
+    expect((await run("redis.call('INFO', 'stats') return redis.pcall('GET', KEYS[1])")).billed).toBe(3)
     // What ran before a script failed was run; a script that is not there ran nothing.
     const failed = await run("redis.call('SET', KEYS[1], 1) redis.call('LPUSH', KEYS[1], 1) redis.call('GET', KEYS[1])")
     expect(failed).toMatchObject({ status: 400, billed: 3 })
@@ -91,13 +92,27 @@ test('metrics have the sums of all bills, by command', async () => {
     expect(samples).toEqual([
       'rest_requests_total{status="200"} 2',
       'rest_requests_total{status="400"} 1',
-      'rest_commands_total{command="eval",by="request"} 1',
-      'rest_commands_total{command="get",by="request"} 1',
-      'rest_commands_total{command="unknown",by="request"} 1',
-      'rest_commands_total{command="set",by="script"} 5',
+      'rest_commands_total{command="eval"} 1',
+      'rest_commands_total{command="get"} 1',
+      'rest_commands_total{command="unknown"} 1',
+      'rest_commands_total{command="inside_scripts"} 5',
       'rest_subscribers 0',
     ])
   } finally {
     await alone.stop()
+  }
+})
+
+test('a Redis that has no memory left still runs scripts that only read, though their commands are not counted', async () => {
+  const redis = await startRedis({ args: ['--maxmemory', '1'] })
+  const full = await startEndpoint(redis.url)
+  try {
+    const read = ['EVAL', "return redis.call('EXISTS', KEYS[1])", 1, 'k']
+    expect(await full.post('/', read)).toMatchObject({ json: { result: 0 }, billed: 1 })
+    const write = ['EVAL', "return redis.call('SET', KEYS[1], 1)", 1, 'k']
+    expect((await full.post('/', write)).text).toContain('OOM command not allowed')
+  } finally {
+    await full.stop()
+    await redis.stop()
   }
 })

@@ -1,4 +1,4 @@
-import { Redis, Command as WireCommand } from 'ioredis'
+import { Redis } from 'ioredis'
 import type { Command } from './command.ts'
 import { type Reply, ReplyError } from './reply.ts'
 
@@ -10,12 +10,12 @@ export class NoReply extends Error {
 /** One connection to Redis that carries the commands of all requests. */
 export interface Connection {
   /**
-   * Writes the command before it returns, so that calls in one tick reach Redis in their order with nothing in between.
-   * Resolves with an error reply like with any other.
+   * Writes the commands before it returns, at once and in their order: nothing of another call comes in between. Resolves with a reply for
+   * each, and an error reply is one like any other.
    *
-   * @throws NoReply
+   * @throws NoReply when one has none.
    */
-  send(command: Command): Promise<Reply>
+  send(commands: readonly Command[]): Promise<readonly Reply[]>
   close(): void
 }
 
@@ -27,16 +27,19 @@ export async function openConnection(url: string): Promise<Connection> {
   const redis = connect(url, { commandTimeout: ANSWER_TIMEOUT_MS })
   await firstAnswer(redis)
   return {
-    async send({ name, args }) {
-      try {
+    async send(commands) {
+      const pipeline = redis.pipeline()
+      for (const { name, args } of commands) {
         // Names in capitals pass by the client's own transformations of arguments and replies.
-        const wire = new WireCommand(name, [...args], { replyEncoding: null })
-        return (await redis.sendCommand(wire)) as Reply
-      } catch (error) {
-        if (error instanceof Error && error.name === 'ReplyError') return new ReplyError(error.message)
-        // What the client throws carries the command with all that was in it.
-        throw new NoReply('Redis does not answer.')
+        pipeline.callBuffer(name, [...args])
       }
+      const replies = await pipeline.exec()
+      return (replies ?? []).map(([error, reply]) => {
+        if (error === null) return reply as Reply
+        if (error.name === 'ReplyError') return new ReplyError(error.message)
+        // The client's own errors carry the command, with all that was in it.
+        throw new NoReply('Redis does not answer.')
+      })
     },
     close: () => redis.disconnect(),
   }

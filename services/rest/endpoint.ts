@@ -2,11 +2,10 @@
 import { randomUUID } from 'node:crypto'
 import { Redis, type RedisConfigNodejs } from '@upstash/redis'
 import { Redis as TcpRedis } from 'ioredis'
-import { silentLog } from '#shared/runtime/log.ts'
+import { REST_TOKEN, startRestEndpoint } from '#shared/test/rest-endpoint.ts'
 import { BILLED } from './app.ts'
-import { startRest } from './main.ts'
 
-export const TOKEN = 'rest-test-token'
+export const TOKEN = REST_TOKEN
 
 export interface Answer {
   status: number
@@ -18,8 +17,7 @@ export interface Answer {
 }
 
 export async function startEndpoint(redisUrl = process.env['REDIS_TEST_URL'] ?? '') {
-  const config = { host: '127.0.0.1', port: 0, redisUrl, token: TOKEN, logLevel: 'silent' as const }
-  const server = await startRest(config, silentLog)
+  const server = await startRestEndpoint(redisUrl)
   const tcp = new TcpRedis(redisUrl)
   tcp.on('error', () => undefined)
   const prefix = `rest:${randomUUID()}:`

@@ -1,4 +1,4 @@
-import { CALLS, callsWithin } from './billing.ts'
+import { COUNT, commandsInside } from './billing.ts'
 import type { Command } from './command.ts'
 import type { Connection } from './connection.ts'
 import type { Bill } from './metrics.ts'
@@ -8,8 +8,8 @@ import { createScripts, runsCommands } from './script.ts'
 
 /** Runs the commands of requests. An error reply is a reply like any other; the methods throw only NoReply. */
 export interface Executor {
-  /** Writes to Redis before it returns, so calls in one tick run in their order; other requests may run in between. */
-  run(command: Command, bill: Bill): Promise<Reply>
+  /** In their order, each for itself; commands of other requests may run in between. A reply for each. */
+  run(commands: readonly Command[], bill: Bill): Promise<readonly Reply[]>
   /** All or none, and nothing in between: a reply for each command, or one error when none was run. */
   runTransaction(commands: readonly Command[], bill: Bill): Promise<readonly Reply[] | Error>
 }
@@ -17,47 +17,48 @@ export interface Executor {
 const MULTI: Command = { name: 'MULTI', args: [] }
 const EXEC: Command = { name: 'EXEC', args: [] }
 
-interface Transaction {
-  readonly begun: boolean
-  /** What each command was answered when it was queued. */
-  readonly queued: readonly Reply[]
-  /** What EXEC said. */
-  readonly results: Reply
-}
-
 export function createExecutor(connection: Connection): Executor {
   const scripts = createScripts()
 
-  const transact = async (commands: readonly Command[]): Promise<Transaction> => {
-    const replies = await Promise.all([MULTI, ...commands, EXEC].map((command) => connection.send(command)))
-    return { begun: !(replies[0] instanceof Error), queued: replies.slice(1, -1), results: replies.at(-1) ?? null }
-  }
-
-  // What a script runs is read from Redis' own counters, just before and after it, in one transaction with it.
-  const runScript = async (command: Command, bill: Bill): Promise<Reply> => {
-    const { begun, queued, results } = await transact([CALLS, command, CALLS])
-    if (Array.isArray(results)) {
-      bill.script(callsWithin(results[0], results[2], [command]))
-      return results[1]
+  const planOf = (command: Command): Plan => {
+    const reason = refusal(command)
+    if (reason !== null) return { sent: [], read: () => new ReplyError(reason) }
+    const { command: own, answer } = scripts.translate(command)
+    const read = (reply: Reply, bill: Bill): Reply => {
+      bill.command(labelOf(command, reply))
+      return answer(reply)
     }
-    const [, own = null] = queued
-    // Without a transaction it has run as it came.
-    if (!begun) return own
-    // A Redis without memory to spare queues nothing, and yet runs scripts that only read: then it is the count that is given up.
-    return own instanceof Error && !own.message.startsWith('OOM') ? own : connection.send(command)
+    if (!runsCommands(own.name)) return { sent: [own], read: ([reply = null], bill) => read(reply, bill) }
+    // What a script runs is read from Redis' own count, just before and after it, in one transaction with it.
+    return {
+      sent: [MULTI, COUNT, own, COUNT, EXEC],
+      async read(replies, bill) {
+        const [multi, , queued = null, , results] = replies
+        if (Array.isArray(results)) {
+          bill.inScript(commandsInside(results[0], results[2], 1))
+          return read(results[1] ?? null, bill)
+        }
+        // Without a transaction it has run as it came.
+        if (multi instanceof Error) return read(queued, bill)
+        const refused = queued instanceof Error && !queued.message.startsWith('OOM')
+        // A Redis without memory to spare queues nothing, and yet runs scripts that only read: then it is the count that is given up.
+        const [reply = null] = refused ? [queued] : await connection.send([own])
+        return read(reply, bill)
+      },
+    }
   }
 
   return {
-    async run(command, bill) {
-      const reason = refusal(command)
-      if (reason !== null) return new ReplyError(reason)
-      const translated = scripts.translate(command)
-      const sending = runsCommands(command.name)
-        ? runScript(translated.command, bill)
-        : connection.send(translated.command)
-      const reply = translated.answer(await sending)
-      bill.command(labelOf(command, reply))
-      return reply
+    async run(commands, bill) {
+      const plans = commands.map(planOf)
+      const replies = await connection.send(plans.flatMap(({ sent }) => sent))
+      let at = 0
+      const reading = plans.map(({ sent, read }) => {
+        const own = replies.slice(at, at + sent.length)
+        at += sent.length
+        return read(own, bill)
+      })
+      return Promise.all(reading)
     },
 
     async runTransaction(commands, bill) {
@@ -67,18 +68,24 @@ export function createExecutor(connection: Connection): Executor {
       }
       const translated = commands.map((command) => scripts.translate(command))
       const own = translated.map(({ command }) => command)
-      const counted = own.some(({ name }) => runsCommands(name))
-      const { queued, results } = await transact(counted ? [CALLS, ...own, CALLS] : own)
-      const first = counted ? 1 : 0
-      commands.forEach((command, index) => {
-        bill.command(labelOf(command, queued[first + index] ?? null))
-      })
-      if (!Array.isArray(results))
-        return results instanceof Error ? results : new ReplyError('EXECABORT Transaction discarded')
-      if (counted) bill.script(callsWithin(results[0], results.at(-1), own))
-      return translated.map(({ answer }, index) => answer(results[first + index] ?? null))
+      const counted = own.some(({ name }) => runsCommands(name)) ? [COUNT] : []
+      const replies = await connection.send([MULTI, ...counted, ...own, ...counted, EXEC])
+      for (const [index, command] of commands.entries()) {
+        bill.command(labelOf(command, replies[1 + counted.length + index] ?? null))
+      }
+      const results = replies.at(-1) ?? null
+      if (results instanceof Error) return results
+      if (!Array.isArray(results)) return new ReplyError('EXECABORT Transaction discarded')
+      if (counted.length > 0) bill.inScript(commandsInside(results[0], results.at(-1), own.length))
+      return translated.map(({ answer }, index) => answer(results[counted.length + index] ?? null))
     },
   }
+}
+
+/** How a command is run: what is sent for it, and what the replies to that make. */
+interface Plan {
+  readonly sent: readonly Command[]
+  read(replies: readonly Reply[], bill: Bill): Reply | Promise<Reply>
 }
 
 // Callers must not be able to make metrics without end.

@@ -1,5 +1,3 @@
-import type { Calls } from './billing.ts'
-
 /** Counts what the endpoint does. */
 export interface Metrics {
   request(status: number): void
@@ -11,15 +9,17 @@ export interface Metrics {
 
 /** The commands that one request costs, as Upstash counts: each that was sent, and each that a script ran. */
 export interface Bill {
+  /** A command that was sent. */
   command(name: string): void
-  script(calls: Calls): void
+  /** Commands that a script ran. */
+  inScript(count: number): void
   total(): number
 }
 
 export function createMetrics(): Metrics {
   const requests = new Map<number, number>()
   const sent = new Map<string, number>()
-  const inScripts = new Map<string, number>()
+  let inScripts = 0
 
   return {
     request: (status) => add(requests, status, 1),
@@ -30,11 +30,9 @@ export function createMetrics(): Metrics {
           total += 1
           add(sent, name.toLowerCase(), 1)
         },
-        script(calls) {
-          for (const [name, count] of calls) {
-            total += count
-            add(inScripts, name, count)
-          }
+        inScript(count) {
+          total += count
+          inScripts += count
         },
         total: () => total,
       }
@@ -46,8 +44,8 @@ export function createMetrics(): Metrics {
         ...Array.from(requests, ([status, count]) => `rest_requests_total{status="${status}"} ${count}`),
         '# HELP rest_commands_total Commands as Upstash bills them: those that were sent, and those that scripts ran.',
         '# TYPE rest_commands_total counter',
-        ...Array.from(sent, ([name, count]) => `rest_commands_total{command="${name}",by="request"} ${count}`),
-        ...Array.from(inScripts, ([name, count]) => `rest_commands_total{command="${name}",by="script"} ${count}`),
+        ...Array.from(sent, ([name, count]) => `rest_commands_total{command="${name}"} ${count}`),
+        `rest_commands_total{command="inside_scripts"} ${inScripts}`,
         '# HELP rest_subscribers Streams of subscriptions that are open.',
         '# TYPE rest_subscribers gauge',
         `rest_subscribers ${subscribers}`,

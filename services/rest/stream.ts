@@ -13,11 +13,15 @@ export interface Streams {
   readonly size: number
 }
 
-// Below the 10 s after which some servers and proxies take a connection for dead.
-const HEARTBEAT_MS = 5_000
-const MAX_UNREAD_BYTES = 16 * 1024 * 1024
+export interface StreamOptions {
+  /** How often a comment keeps a stream open; 5 s when left out, as some servers and proxies end a connection that is quiet for 10. */
+  heartbeatMs?: number
+  /** How much may wait for a slow reader; 16 MB when left out. */
+  maxUnreadBytes?: number
+}
 
-export function createStreams(subscriptions: Subscriptions, heartbeatMs = HEARTBEAT_MS): Streams {
+export function createStreams(subscriptions: Subscriptions, options: StreamOptions = {}): Streams {
+  const { heartbeatMs = 5_000, maxUnreadBytes = 16 * 1024 * 1024 } = options
   const open = new Set<() => void>()
   const encoder = new TextEncoder()
 
@@ -45,7 +49,7 @@ export function createStreams(subscriptions: Subscriptions, heartbeatMs = HEARTB
         if (early !== null) early.push(chunk)
         else if (open.has(end)) {
           controller?.enqueue(encoder.encode(chunk))
-          if ((controller?.desiredSize ?? 0) < -MAX_UNREAD_BYTES) end()
+          if ((controller?.desiredSize ?? 0) < -maxUnreadBytes) end()
         }
       }
       const heartbeat = setInterval(() => write(': still here\n\n'), heartbeatMs)

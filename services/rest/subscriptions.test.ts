@@ -128,13 +128,36 @@ describe('a stream', () => {
 
 test('a quiet stream has a comment now and then', async () => {
   const subscriptions = await openSubscriptions(process.env['REDIS_TEST_URL'] ?? '')
-  const streams = createStreams(subscriptions, 1)
+  const streams = createStreams(subscriptions, { heartbeatMs: 1 })
   const stream = reader(await streams.open('subscribe', [endpoint.key('quiet')], new AbortController().signal))
   await stream.next()
   expect(await stream.next()).toStartWith(':')
   expect(streams.size).toBe(1)
   await stream.cancel()
   expect(streams.size).toBe(0)
+  subscriptions.close()
+})
+
+test('a stream ends when its reader is too far behind, and the others do not', async () => {
+  const subscriptions = await openSubscriptions(process.env['REDIS_TEST_URL'] ?? '')
+  const streams = createStreams(subscriptions, { maxUnreadBytes: 1_000 })
+  const channel = endpoint.key('behind')
+  const { signal } = new AbortController()
+  const [slow, fast] = [
+    await streams.open('subscribe', [channel], signal),
+    reader(await streams.open('subscribe', [channel], signal)),
+  ]
+  await fast.next()
+  for (let count = 0; count < 5; count++) {
+    await endpoint.tcp.publish(channel, `${count}${'x'.repeat(300)}`)
+    expect(await fast.next()).toStartWith(`data: message,${channel},${count}x`)
+  }
+  expect(streams.size).toBe(1)
+  const late = reader(slow)
+  const got: unknown[] = []
+  for (let event = await late.next(); event !== null; event = await late.next()) got.push(event)
+  expect(got.length).toBeLessThan(6)
+  await fast.cancel()
   subscriptions.close()
 })
 
@@ -154,7 +177,7 @@ test('streams end when the connection to Redis is lost, and a new one begins whe
     let again: ReadableStream<Uint8Array> | null = null
     const asker = await openConnection(back.url)
     await eventually(async () => {
-      await asker.send({ name: 'PING', args: [] })
+      await asker.send([{ name: 'PING', args: [] }])
       again = await streams.open('subscribe', ['c'], signal).catch(() => null)
       return again !== null
     })

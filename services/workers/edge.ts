@@ -1,4 +1,5 @@
 /** What the edge entry points of the workers share. */
+import { sweepOnce } from '#shared/broker/expire.ts'
 import { createAuth, requireScope } from '#shared/http/auth.ts'
 import { createBase } from '#shared/http/base.ts'
 import { Problem } from '#shared/http/problem.ts'
@@ -79,9 +80,14 @@ export function createWorkerEdge(options: {
     },
 
     async scheduled(_event, env, context) {
-      await drain(await openInvocation(env, context))
+      const invocation = await openInvocation(env, context)
+      // Nobody else sweeps where no worker loops.
+      await sweepOnce({ broker: invocation.broker, contracts: {}, now: Date.now }, SWEEP_LIMIT)
+      await drain(invocation)
     },
   }
 }
 
+/** What still runs when the time of an invocation is over has so many ms to end. */
 const GRACE_MS = 4_000
+const SWEEP_LIMIT = 100

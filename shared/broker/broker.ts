@@ -121,6 +121,8 @@ export interface Claimed {
   /** Entries in the task's history so far. */
   calls: number
   steps: number
+  /** When this attempt began: a run that goes on after waiting began before this claim. */
+  startedAt: number
   envelope: string
 }
 
@@ -210,7 +212,7 @@ export interface Live {
   steps: number
   /** Children that have not ended. */
   pending: number
-  /** When the present or last run began; null before the first. */
+  /** When the present attempt began; null before its first run. */
   startedAt: number | null
   progress: { done: number; total: number } | null
   envelope: string

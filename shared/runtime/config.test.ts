@@ -159,3 +159,9 @@ test('WORKER_URLS names a URL for each kind, and one for all others', () => {
   expect(workerUrls).toEqual({ sum: 'https://sum.example', '*': 'https://all.example' })
   expect(() => loadConfig({ WORKER_URLS: 'sum=ftp://x' })).toThrow('WORKER_URLS entry 1')
 })
+
+test('the nodes of a Cluster need partitions', () => {
+  const REDIS_URL = 'redis://one:6379,redis://two:6379'
+  expect(() => loadConfig({ REDIS_URL })).toThrow('TASKER_PARTITIONS')
+  expect(loadConfig({ REDIS_URL, TASKER_PARTITIONS: '8' }).partitions).toBe(8)
+})

@@ -141,6 +141,9 @@ export function loadConfig(env: Record<string, string | undefined>): Config {
   if (!given['REDIS_URL'] && !given['UPSTASH_REDIS_REST_URL'] !== !given['UPSTASH_REDIS_REST_TOKEN']) {
     problems.push('UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN must be set together')
   }
+  if (given['REDIS_URL']?.includes(',') && Number(given['TASKER_PARTITIONS'] ?? 1) < 2) {
+    problems.push('REDIS_URL names the nodes of a Cluster: set TASKER_PARTITIONS to 2 or more, the same everywhere')
+  }
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems)
   return toConfig(parsed.data)
 }

@@ -9,7 +9,7 @@ export interface Contract<Input extends z.ZodType = z.ZodType, Output extends z.
   readonly input: Input
   readonly output: Output
   readonly retry: RetryRules
-  /** Milliseconds that one attempt may run before it is aborted and counts as failed. */
+  /** Milliseconds that an attempt may run at a stretch before it is aborted and counts as failed. Waiting for children or in a sleep is not running. */
   readonly timeoutMs: number
   /** Runs at once in one worker process, when nothing else is set. */
   readonly concurrency: number

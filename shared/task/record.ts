@@ -1,5 +1,13 @@
 import { type Contract, redact } from './define.ts'
-import { type Envelope, FINAL_STATES, type FinalRecord, type FinalState, PRIORITIES, type TaskError } from './task.ts'
+import {
+  type Envelope,
+  FINAL_STATES,
+  type FinalRecord,
+  type FinalState,
+  type ParentRef,
+  PRIORITIES,
+  type TaskError,
+} from './task.ts'
 
 /** The `status_code` of a cancelled task: "client closed request", the one code that no handler or provider answers with. */
 export const CANCELLED_STATUS = 499
@@ -100,7 +108,10 @@ export function readEnvelope(text: string): Envelope | null {
   const value = parseObject(text)
   const id = value?.['task_id']
   if (value === null || typeof id !== 'string' || id === '') return null
-  return { ...fitting(value, ENVELOPE_FIELDS), task_id: id, payload: value['payload'] }
+  const { parent, ...envelope } = fitting(value, ENVELOPE_FIELDS)
+  // Only what Tasker queued is counted by a parent: a foreign envelope cannot make itself somebody's child.
+  const child = envelope['v'] === 1 && parent !== undefined ? { parent: parent as ParentRef } : {}
+  return { ...envelope, ...child, task_id: id, payload: value['payload'] }
 }
 
 type Fits = (value: unknown) => boolean

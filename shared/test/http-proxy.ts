@@ -32,8 +32,6 @@ export function startHttpProxy(target: string): HttpProxy {
     port: 0,
     hostname: '127.0.0.1',
     idleTimeout: 0,
-    // A stream that is cut is meant to be.
-    error: lost,
     async fetch(request) {
       const { pathname } = new URL(request.url)
       const isStream = pathname.startsWith('/subscribe/')
@@ -50,6 +48,7 @@ export function startHttpProxy(target: string): HttpProxy {
       if (isStream) {
         opened.resolve()
         opened = Promise.withResolvers()
+        return new Response(untilItBreaks(response.body), { headers: response.headers })
       }
       if (fault === 'lost answer') return lost()
       if (fault === 'stall') return closing.promise
@@ -70,4 +69,19 @@ export function startHttpProxy(target: string): HttpProxy {
       await server.stop(true)
     },
   }
+}
+
+/** The same stream, but that it ends where the other one fails. */
+function untilItBreaks(stream: ReadableStream<Uint8Array> | null): ReadableStream<Uint8Array> {
+  return new ReadableStream({
+    async start(controller) {
+      try {
+        for await (const chunk of stream ?? []) controller.enqueue(chunk)
+        controller.close()
+      } catch {
+        // Whoever listened may be gone as well.
+        if (controller.desiredSize !== null) controller.close()
+      }
+    },
+  })
 }

@@ -14,9 +14,10 @@ export interface TestProcess {
 
 const started = new Set<TestProcess>()
 
-/** Starts `bun <file>` with nothing in its environment but what is given. */
-export function startProcess(file: string, env: Record<string, string>): TestProcess {
-  const child = Bun.spawn([process.execPath, file], {
+/** Starts `bun <file>`, or another command, in the project's folder, with nothing in its environment but what is given. */
+export function startProcess(program: string | string[], env: Record<string, string>): TestProcess {
+  const command = typeof program === 'string' ? [process.execPath, program] : program
+  const child = Bun.spawn(command, {
     cwd: new URL('../..', import.meta.url).pathname,
     env: { PATH: process.env['PATH'] ?? '', HOME: process.env['HOME'] ?? '', ...env },
     stdin: 'ignore',
@@ -49,7 +50,7 @@ export function startProcess(file: string, env: Record<string, string>): TestPro
       return new Promise((resolve, reject) => {
         const look = () => {
           if (output.includes(text)) resolve()
-          else if (!running) reject(new Error(`${file} ended without "${text}":\n${output}`))
+          else if (!running) reject(new Error(`${command.join(' ')} ended without "${text}":\n${output}`))
           else return
           waiting.delete(look)
         }

@@ -6,12 +6,12 @@ import { ChildFailed, InvalidInput, PermanentError, RetryLater, RunAborted, Task
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
 import { backoffMs, mayRetry } from '#shared/task/retry.ts'
 import { DEFAULT_RETENTION_S, type Envelope, expiryOf } from '#shared/task/task.ts'
-import { loadStep, type Parent, partsOf, replay, stepRecord } from './history.ts'
+import { limitSize, loadStep, type Parent, partsOf, replay, stepRecord } from './history.ts'
 import type { Implementation } from './implement.ts'
 import { type Run, startRun } from './run.ts'
 
-/** A result of more bytes fails its task: it would not pass the limits of stores and of readers. */
-export const MAX_RESULT_BYTES = 1_048_576
+/** Characters of an error's message that are kept. */
+const MAX_MESSAGE = 10_000
 
 /** Parked runs that are kept in memory at most; the oldest is dropped, and begins anew from history. */
 const MAX_PARKED = 10_000
@@ -141,7 +141,9 @@ export function createExecutor(deps: ExecutorDeps): Executor {
         return { ...lease(), ...again }
       }
       const secrets = contract && payload !== undefined ? secretsIn(contract, payload) : []
-      const message = secrets.reduce((text, value) => text.replaceAll(value, SEALED), failure.message)
+      const message = secrets
+        .reduce((text, value) => text.replaceAll(value, SEALED), failure.message)
+        .slice(0, MAX_MESSAGE)
       return end({ state: 'failed', statusCode: failure.statusCode, error: { type: failure.type, message } }, seat)
     }
 
@@ -150,33 +152,25 @@ export function createExecutor(deps: ExecutorDeps): Executor {
       seat?: Seat,
     ): Outcome {
       const finishedAt = clock.now()
-      const record = JSON.stringify(
-        buildRecord({
-          ...how,
-          contract,
-          envelope: { ...(envelope ?? { task_id: claimed.id, payload: undefined }), kind: claimed.kind },
-          attempt: claimed.attempt,
-          calls: seat?.parent.calls ?? claimed.calls,
-          steps: seat?.parent.steps ?? claimed.steps,
-          startedAt,
-          finishedAt,
-        }),
-      )
-      if (how.state === 'succeeded' && tooLong(record)) {
-        throw new PermanentError(
-          `The result of ${claimed.kind} task ${claimed.id} is larger than ${MAX_RESULT_BYTES} bytes: store it elsewhere and return where it is.`,
-          { code: 'result_too_large' },
-        )
-      }
+      const record = buildRecord({
+        ...how,
+        contract,
+        envelope: { ...(envelope ?? { task_id: claimed.id, payload: undefined }), kind: claimed.kind },
+        attempt: claimed.attempt,
+        calls: seat?.parent.calls ?? claimed.calls,
+        steps: seat?.parent.steps ?? claimed.steps,
+        startedAt: claimed.startedAt,
+        finishedAt,
+      })
+      if (how.state === 'succeeded') limitSize(record.result, `The result of ${claimed.kind} task ${claimed.id}`)
       const expiresAt = expiryOf(finishedAt, envelope?.retention_s ?? DEFAULT_RETENTION_S)
-      const outcome: EndOutcome = { type: 'end', state: how.state, record, expiresAt }
+      const outcome: EndOutcome = { type: 'end', state: how.state, record: JSON.stringify(record), expiresAt }
       return { ...lease(), ...outcome }
     }
 
-    const startedAt = clock.now()
     return {
       claimed,
-      timeoutAt: startedAt + (envelope?.timeout_ms ?? contract?.timeoutMs ?? 60_000),
+      timeoutAt: clock.now() + (envelope?.timeout_ms ?? contract?.timeoutMs ?? 60_000),
       outcome: outcome(),
       abort,
       progress: () => run?.progress(),
@@ -265,6 +259,7 @@ function portsOf(seat: Seat, deps: ExecutorDeps) {
       return loadStep(deps.broker, seat.parent, n, name)
     },
     async storeStep(n: number, name: string, json: string) {
+      limitSize(json, `The result of step "${name}" of task ${seat.claimed.id}`)
       await seat.held.promise
       await inTurn(seat, async () => {
         const { parent, claimed } = seat
@@ -314,9 +309,4 @@ function judge(error: unknown) {
     return { ...known, statusCode: error.statusCode, afterMs: error.afterMs, permanent: false }
   if (error instanceof RunAborted) return { ...known, statusCode: 504, permanent: false }
   return { ...known, statusCode: 500, permanent: false }
-}
-
-function tooLong(text: string): boolean {
-  if (text.length * 3 <= MAX_RESULT_BYTES) return false
-  return new TextEncoder().encode(text).length > MAX_RESULT_BYTES
 }

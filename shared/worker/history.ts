@@ -10,6 +10,20 @@ import { type CallGroup, mismatch, type Sleep } from './run.ts'
 const PART_TASKS = 500
 const PART_CHARS = 400_000
 
+/** Results and payloads of more bytes fail their task: they would not pass the limits of stores and of readers. */
+export const MAX_TEXT_BYTES = 1_048_576
+
+/** @throws PermanentError when the text is longer than `MAX_TEXT_BYTES`; `what` says whose it is. */
+export function limitSize(text: string, what: string): void {
+  if (text.length * 3 <= MAX_TEXT_BYTES || new TextEncoder().encode(text).length <= MAX_TEXT_BYTES) return
+  throw new PermanentError(
+    `${what} is larger than ${MAX_TEXT_BYTES} bytes: store it elsewhere, and hand on where it is.`,
+    {
+      code: 'too_large',
+    },
+  )
+}
+
 /** The parent as its history needs it. */
 export interface Parent {
   readonly id: string
@@ -178,19 +192,18 @@ async function newChild(
   const id = childId(parent.id, first + i)
   const ref = { id: parent.id, kind: parent.kind }
   const priority = options.priority ?? parent.priority
-  return {
-    ...{ id, kind: contract.kind, priority, parent: ref },
-    envelope: encodeEnvelope({
-      task_id: id,
-      kind: contract.kind,
-      payload: await sealed(contract, id, payloads[i], deps.keyring),
-      created_at: deps.now,
-      ...(priority === 'normal' ? {} : { priority }),
-      ...(options.maxAttempts === undefined ? {} : { max_attempts: options.maxAttempts }),
-      parent: ref,
-      ...(parent.traceparent === undefined ? {} : { traceparent: parent.traceparent }),
-    }),
-  }
+  const envelope = encodeEnvelope({
+    task_id: id,
+    kind: contract.kind,
+    payload: await sealed(contract, id, payloads[i], deps.keyring),
+    created_at: deps.now,
+    ...(priority === 'normal' ? {} : { priority }),
+    ...(options.maxAttempts === undefined ? {} : { max_attempts: options.maxAttempts }),
+    parent: ref,
+    ...(parent.traceparent === undefined ? {} : { traceparent: parent.traceparent }),
+  })
+  limitSize(envelope, `The payload of ${contract.kind} task ${id}`)
+  return { id, kind: contract.kind, priority, parent: ref, envelope }
 }
 
 async function sealed(contract: Contract, id: string, payload: unknown, keyring: Keyring | null): Promise<unknown> {

@@ -319,7 +319,7 @@ for (const store of stores) {
       const [wrong, huge] = [await create(add, { a: 1e308, b: 1e308 }), await create(big, {})]
       await worker([adder, implement(big, () => 'x'.repeat(1_048_577))]).drain()
       expect(await recordOf(wrong)).toMatchObject({ status: 'failed', error: { type: 'invalid_output' } })
-      expect(await recordOf(huge)).toMatchObject({ status: 'failed', error: { type: 'result_too_large' } })
+      expect(await recordOf(huge)).toMatchObject({ status: 'failed', error: { type: 'too_large' } })
     })
 
     test('goes on by itself after an outage of the store, and loses no result in hand', async () => {
@@ -451,7 +451,8 @@ for (const store of stores) {
           expect(await drain([handler])).toBe(0)
           clock.advance(1)
           await drain([handler])
-          expect(await recordOf(id)).toMatchObject({ result: 'slept', attempt: 1, steps: 1 })
+          const startedAt = clock.now() - 60_000
+          expect(await recordOf(id)).toMatchObject({ result: 'slept', attempt: 1, steps: 1, started_at: startedAt })
         })
       }
 

@@ -123,6 +123,18 @@ describe('foreign producers and workers', () => {
     })
   })
 
+  test('a foreign envelope that names a parent does not become its child', async () => {
+    const envelope = encodeEnvelope({ task_id: 's1', kind: 'sequence', payload: { n: 1 } })
+    await broker.enqueue([{ id: 's1', kind: 'sequence', priority: 'normal', envelope }])
+    await drain([sequence])
+    const parent = { id: 's1', kind: 'sequence' }
+    await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 60_000, takeBack: false })
+    await foreign.lpush('sum_task_queue', JSON.stringify({ task_id: 'x', payload: { num1: 1, num2: 1 }, parent }))
+    await drain([sum])
+    expect((await broker.get(['x']))[0]?.record).toContain('"result":"2"')
+    expect((await broker.get(['s1']))[0]?.live).toMatchObject({ state: 'waiting', pending: 1 })
+  })
+
   test('broken envelopes never stop a worker: recorded where there is an id, else kept aside and counted', async () => {
     const broken = [
       '',

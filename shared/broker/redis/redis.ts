@@ -416,12 +416,12 @@ function claimOf(reply: unknown, token: string, kinds: readonly string[]): Claim
   const claim: Claim = { tasks: [], nextDueAt: fields[0] === '' ? null : Number(fields[0]) }
   for (let i = 1; i + 1 < fields.length; i += 2) {
     const head = fields[i] ?? ''
-    const [kind, attempt, calls, steps] = head.split(' ', 4)
+    const [kind, attempt, calls, steps, started] = head.split(' ', 5)
     // An id may have spaces in it: it is the rest.
-    const id = head.slice(`${kind} ${attempt} ${calls} ${steps} `.length)
+    const id = head.slice(`${kind} ${attempt} ${calls} ${steps} ${started} `.length)
     claim.tasks.push({
       ...{ id, kind: kinds[Number(kind) - 1] ?? '', token },
-      ...{ attempt: Number(attempt), calls: Number(calls), steps: Number(steps) },
+      ...{ attempt: Number(attempt), calls: Number(calls), steps: Number(steps), startedAt: Number(started) },
       envelope: fields[i + 1] ?? '',
     })
   }

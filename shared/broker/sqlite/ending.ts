@@ -74,7 +74,7 @@ export function createEnding(db: Database, queue: Queue): Ending {
   }
 
   const delay = db.prepare(`
-    UPDATE tasks SET state = 'delayed', token = NULL, attempts = attempts + 1, at = ? WHERE seq = ?`)
+    UPDATE tasks SET state = 'delayed', token = NULL, attempts = attempts + 1, started_at = NULL, at = ? WHERE seq = ?`)
 
   function settle(outcomes: readonly Outcome[], now: number, news: News): string[] {
     const refused: string[] = []

@@ -90,7 +90,7 @@ export function createQueue(db: Database): Queue {
   const selectDue = db.prepare<{ seq: number; kind: string; state: string }>(`
     SELECT seq, kind, state FROM tasks WHERE kind = ? AND state IN ('running', 'delayed', 'waiting') AND at <= ?
     ORDER BY at, seq LIMIT ${TAKE_BACK_LIMIT}`)
-  const useUpAttempt = db.prepare('UPDATE tasks SET attempts = attempts + 1 WHERE seq = ?')
+  const useUpAttempt = db.prepare('UPDATE tasks SET attempts = attempts + 1, started_at = NULL WHERE seq = ?')
 
   function takeBack(kinds: readonly string[], now: number, news: News): void {
     for (const kind of kinds) {
@@ -100,8 +100,8 @@ export function createQueue(db: Database): Queue {
     }
   }
 
-  const selectQueued = db.prepare<Omit<Claimed, 'token'> & { seq: number }>(`
-    SELECT seq, id, kind, attempts + 1 AS attempt, calls, steps, envelope FROM tasks
+  const selectQueued = db.prepare<Omit<Claimed, 'token' | 'startedAt'> & { seq: number; startedAt: number | null }>(`
+    SELECT seq, id, kind, attempts + 1 AS attempt, calls, steps, started_at AS startedAt, envelope FROM tasks
     WHERE kind = ? AND priority = ? AND position IS NOT NULL ORDER BY position LIMIT ?`)
   const hold = db.prepare(`
     UPDATE tasks SET state = 'running', position = NULL, token = ?, at = ?, started_at = ? WHERE seq = ?`)
@@ -124,8 +124,9 @@ export function createQueue(db: Database): Queue {
       for (const kind of kinds) {
         if (tasks.length >= limit) break
         for (const { seq, ...task } of selectQueued.all(kind, rank(priority), limit - tasks.length)) {
-          hold.run(token, now + leaseMs, now, seq)
-          tasks.push({ ...task, token })
+          const startedAt = task.startedAt ?? now
+          hold.run(token, now + leaseMs, startedAt, seq)
+          tasks.push({ ...task, token, startedAt })
         }
       }
     }

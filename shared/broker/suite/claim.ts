@@ -9,7 +9,16 @@ export function testClaim(test: Define): void {
     const { id, kind, envelope } = await add()
     const { tasks } = await broker.claim(request())
     expect(tasks).toEqual([
-      { id, kind, envelope, attempt: 1, calls: 0, steps: 0, token: expect.stringMatching(/./) as unknown as string },
+      {
+        id,
+        kind,
+        envelope,
+        attempt: 1,
+        calls: 0,
+        steps: 0,
+        startedAt: clock.now(),
+        token: expect.stringMatching(/./) as unknown as string,
+      },
     ])
     expect(await live(id)).toMatchObject({ state: 'running', attempts: 0, startedAt: clock.now(), envelope })
   })

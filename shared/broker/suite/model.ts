@@ -74,7 +74,10 @@ export function takeBack(model: Model, kinds: readonly string[]): void {
   for (const one of model.tasks.values()) {
     if (!['running', 'delayed', 'waiting'].includes(one.state)) continue
     if (!kinds.includes(one.task.kind) || one.at > model.now) continue
-    if (one.state === 'running') one.attempts++
+    if (one.state === 'running') {
+      one.attempts++
+      one.startedAt = null
+    }
     toFront(model, one)
   }
 }
@@ -109,7 +112,7 @@ export function claimed(
     one.state = 'running'
     one.token = task.token
     one.at = model.now + request.leaseMs
-    one.startedAt = model.now
+    one.startedAt ??= model.now
   }
   return null
 }
@@ -129,6 +132,7 @@ export function settle(model: Model, outcome: Outcome): boolean {
     case 'retry':
       one.state = 'delayed'
       one.attempts++
+      one.startedAt = null
       one.at = outcome.at
       break
     case 'release':

@@ -143,7 +143,13 @@ function settling(name: string, outcomeOf: (model: models.Model, one: models.Mod
 function takeOver(model: models.Model, task: { id: string; token: string }, leaseMs: number): void {
   const one = model.tasks.get(task.id)
   expect(one?.state).toBe('queued')
-  if (one) Object.assign(one, { state: 'running', token: task.token, at: model.now + leaseMs, startedAt: model.now })
+  if (one)
+    Object.assign(one, {
+      state: 'running',
+      token: task.token,
+      at: model.now + leaseMs,
+      startedAt: one.startedAt ?? model.now,
+    })
 }
 
 const ending = fc

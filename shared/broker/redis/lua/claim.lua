@@ -1,6 +1,6 @@
 -- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
 -- number of kinds, the kinds in order of turn.
--- Returns { when the next is due or '', then for each task: "<kind> <attempt> <calls> <steps> <id>", envelope }.
+-- Returns { when the next is due or '', then for each task: "<kind> <attempt> <calls> <steps> <started> <id>", envelope }.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
   for _, kind in ipairs(claimable) do
@@ -23,7 +23,8 @@ local function takeBack(claimable, limit)
         for i, value in ipairs(fetch(LIVE, ids)) do
           if value then
             local t = split(value)
-            t.id, t.attempts = ids[i], t.attempts + (key == RUNNING and 1 or 0)
+            t.id = ids[i]
+            if key == RUNNING then t.attempts, t.started = t.attempts + 1, '0' end
             tasks[#tasks + 1] = t
           end
         end
@@ -38,7 +39,7 @@ end
 
 local function answer(reply, kind, id, t)
   local at = #reply
-  reply[at + 1] = kind .. ' ' .. t.attempts + 1 .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. id
+  reply[at + 1] = kind .. ' ' .. t.attempts + 1 .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.started .. ' ' .. id
   reply[at + 2] = t.envelope
 end
 
@@ -111,12 +112,13 @@ local function claim()
       if not t and not ours[i] and not ended[id] then
         local priority = 1
         while of(kind, priority) ~= popped[1] do priority = priority + 1 end
-        t = { kind = kinds[kind], priority = priority, attempts = 0, calls = 0, steps = 0, progress = '-',
+        t = { kind = kinds[kind], priority = priority, attempts = 0, calls = 0, steps = 0, started = '0', progress = '-',
           state = 'queued', envelope = envelopes[i] }
       end
       if t and t.state == 'queued' and not taken[id] then
         taken[id], count = true, count + 1
-        t.state, t.token, t.started = 'running', token, now
+        t.state, t.token = 'running', token
+        if t.started == '0' then t.started = tostring(now) end
         set(LIVE, id, join(t))
         lease(of(kind, RUNNING), deadline, id)
         answer(reply, kind, id, t)

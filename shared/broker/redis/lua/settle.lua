@@ -70,7 +70,7 @@ for i, value in ipairs(fetch(LIVE, ids)) do
     codes[i] = t.calls
     if o.state then finish(o, t)
     elseif o.type == 'retry' then
-      t.state, t.token, t.attempts = 'delayed', '-', t.attempts + 1
+      t.state, t.token, t.attempts, t.started = 'delayed', '-', t.attempts + 1, '0'
       set(LIVE, o.id, join(t))
       unindex(of(o.kind, RUNNING), o.id)
       index(of(o.kind, DELAYED), o.due, o.id)

@@ -1,0 +1,236 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { LLMock } from '@copilotkit/aimock'
+import { Miniflare } from 'miniflare'
+import { newKey } from '#shared/runtime/seal.ts'
+import { endProcesses, freePort, startProcess } from '#shared/test/process.ts'
+import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
+import { type RestEndpoint, startRestEndpoint } from '#shared/test/rest-endpoint.ts'
+
+const KINDS = ['sum', 'chat', 'sequence', 'conversation'] as const
+const ENTRIES = ['creator', 'manager', ...KINDS.map((kind) => `workers/${kind}`)]
+const GOAL_BYTES = 200_000
+const DRAIN_TOKEN = 'drain-token'
+
+interface Task {
+  task_id: string
+  status: string
+  result: unknown
+  children: { total: number; done: number }
+}
+
+/** Where the services of one runtime are. */
+interface Fleet {
+  creator: string
+  manager: string
+  workers: Record<string, string>
+}
+
+const dir = mkdtempSync(join(tmpdir(), 'tasker-edge-'))
+const bundles = new Map<string, string>()
+const model = new LLMock({ port: 0 })
+const secret = newKey()
+let redis: RedisServer
+let rest: RestEndpoint
+let miniflare: Miniflare | undefined
+
+beforeAll(async () => {
+  redis = await startRedis()
+  rest = await startRestEndpoint(redis.url)
+  await model.start()
+  model.onMessage(/./, { content: 'An answer.' })
+  for (const entry of ENTRIES) {
+    const { outputs } = await Bun.build({
+      entrypoints: [join(import.meta.dir, entry, 'edge.ts')],
+      target: 'browser',
+      minify: true,
+    })
+    bundles.set(entry, (await outputs[0]?.text()) ?? '')
+  }
+}, 60_000)
+
+afterAll(async () => {
+  await miniflare?.dispose()
+  await endProcesses()
+  await model.stop()
+  await rest.stop()
+  await redis.stop()
+  rmSync(dir, { recursive: true })
+})
+
+describe('bundles for the edge', () => {
+  test.each(ENTRIES)('%s has no driver but REST in it', (entry) => {
+    const bundle = bundles.get(entry) ?? ''
+    console.log(`${entry}: ${Math.round(bundle.length / 1000)} KB minified (goal: ${GOAL_BYTES / 1000} KB)`)
+    expect(bundle).toContain('tasks:live')
+    for (const driver of ['ioredis', 'bun:sqlite', 'node:net', 'node:fs']) expect(bundle).not.toContain(driver)
+  })
+})
+
+function settings(fleet: Fleet): Record<string, string> {
+  return {
+    UPSTASH_REDIS_REST_URL: rest.url,
+    UPSTASH_REDIS_REST_TOKEN: rest.token,
+    MANAGER_URL: fleet.manager,
+    TASKER_SECRET: secret,
+    DRAIN_TOKEN,
+    WORKER_URLS: Object.entries(fleet.workers)
+      .map(([kind, url]) => `${kind}=${url}`)
+      .join(','),
+    OPENAI_BASE_URL: `${model.url}/v1`,
+    LOG_LEVEL: 'warn',
+  }
+}
+
+async function plan(): Promise<Fleet> {
+  const url = async () => `http://127.0.0.1:${await freePort()}`
+  const workers = Object.fromEntries(await Promise.all(KINDS.map(async (kind) => [kind, await url()] as const)))
+  return { creator: await url(), manager: await url(), workers }
+}
+
+const places = (fleet: Fleet) => [
+  { entry: 'creator', url: fleet.creator },
+  { entry: 'manager', url: fleet.manager },
+  ...Object.entries(fleet.workers).map(([kind, url]) => ({ entry: `workers/${kind}`, url })),
+]
+
+/** All services in workerd, each with a port of its own. */
+async function onWorkerd(): Promise<Fleet> {
+  const fleet = await plan()
+  miniflare = new Miniflare({
+    cf: false,
+    workers: places(fleet).map(({ entry, url }) => ({
+      name: entry.replace('/', '-'),
+      modules: true,
+      script: bundles.get(entry) ?? '',
+      compatibilityDate: '2026-01-01',
+      bindings: settings(fleet),
+      unsafeDirectSockets: [{ host: '127.0.0.1', port: Number(new URL(url).port) }],
+    })),
+  })
+  await miniflare.ready
+  return fleet
+}
+
+/** All services on Deno, unbuilt. */
+async function onDeno(): Promise<Fleet> {
+  const fleet = await plan()
+  const deno = await denoBinary()
+  await Promise.all(
+    places(fleet).map(async ({ entry, url }) => {
+      const args = ['serve', '--no-check', '-A', '--node-modules-dir=manual', '--host', '127.0.0.1']
+      const command = [deno, ...args, '--port', new URL(url).port, `services/${entry}/edge.ts`]
+      await startProcess(command, settings(fleet)).prints('istening on')
+    }),
+  )
+  return fleet
+}
+
+/** The program itself: the package's command starts it as a child, which a signal to the command would leave behind. */
+async function denoBinary(): Promise<string> {
+  const packages = join(import.meta.dir, '../node_modules/@deno')
+  const [found] = await Array.fromAsync(
+    new Bun.Glob('*/deno').scan({ cwd: packages, absolute: true, followSymlinks: true }),
+  )
+  if (!found) throw new Error('There is no Deno for this platform in node_modules: run npm test, which installs it.')
+  return found
+}
+
+async function create({ creator }: Fleet, kind: string, payload: unknown): Promise<string> {
+  const response = await fetch(`${creator}/${kind}`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json' },
+    body: JSON.stringify({ payload }),
+  })
+  expect(response.status).toBe(201)
+  return ((await response.json()) as Task).task_id
+}
+
+async function read({ manager }: Fleet, id: string, wait = 20): Promise<Task> {
+  const response = await fetch(`${manager}/task/${id}?wait=${wait}`)
+  expect(response.status).toBe(200)
+  return (await response.json()) as Task
+}
+
+async function drain(fleet: Fleet, kind: string, token = DRAIN_TOKEN): Promise<Response> {
+  return fetch(`${fleet.workers[kind]}/drain`, { method: 'POST', headers: { Authorization: `Bearer ${token}` } })
+}
+
+const runtimes = { workerd: onWorkerd, Deno: onDeno }
+const fleets: Partial<Record<keyof typeof runtimes, Fleet>> = {}
+
+describe.each(['workerd', 'Deno'] as const)('on %s', (runtime) => {
+  beforeAll(async () => {
+    fleets[runtime] = await runtimes[runtime]()
+  }, 60_000)
+  const fleet = () => fleets[runtime] as Fleet
+
+  test('creator, manager and a worker that is drained run a task', async () => {
+    const id = await create(fleet(), 'sum', { num1: 5, num2: 7 })
+    const drained = await drain(fleet(), 'sum')
+    expect(drained.status).toBe(200)
+    expect(await read(fleet(), id)).toMatchObject({ status: 'succeeded', result: 12 })
+  }, 30_000)
+
+  test('a drain needs its token', async () => {
+    const response = await drain(fleet(), 'sum', 'wrong')
+    expect(response.status).toBe(401)
+    expect(response.headers.get('WWW-Authenticate')).toContain('Bearer')
+  })
+
+  test('a sequence of 50 runs wholly in invocations that wake each other', async () => {
+    const id = await create(fleet(), 'sequence', { n: 50 })
+    expect(await read(fleet(), id, 60)).toMatchObject({
+      ...{ status: 'succeeded', result: 1275 },
+      children: { total: 50, done: 50 },
+    })
+  }, 60_000)
+
+  test('a conversation of 3 runs wholly in invocations that wake each other', async () => {
+    const id = await create(fleet(), 'conversation', { topic: 'the edge', n: 3, api_key: 'sk-edge' })
+    const task = await read(fleet(), id, 60)
+    expect(task).toMatchObject({ status: 'succeeded', children: { total: 3, done: 3 } })
+    expect(task.result).toBe(['What is interesting about the edge?', ...Array(3).fill('An answer.')].join('\n'))
+  }, 60_000)
+
+  test('a service that is not set up answers 500 and does not say what is missing', async () => {
+    const { default: edge } = await import('#services/manager/edge.ts')
+    const response = await edge.fetch(new Request('http://manager/'), { UPSTASH_REDIS_REST_URL: 'not a url' })
+    expect(response.status).toBe(500)
+    expect(await response.text()).not.toContain('UPSTASH')
+  })
+})
+
+describe('across runtimes', () => {
+  test('created in workerd over REST, run on Bun over TCP, read on Deno; and the other way round', async () => {
+    const { workerd, Deno: deno } = fleets as Record<string, Fleet>
+    if (!workerd || !deno) throw new Error('The fleets did not start.')
+    const ports = { creator: await freePort(), manager: await freePort() }
+    const bun: Fleet = {
+      creator: `http://127.0.0.1:${ports.creator}`,
+      manager: `http://127.0.0.1:${ports.manager}`,
+      workers: {},
+    }
+    const env = {
+      ...{ REDIS_URL: redis.url, TASKER_SECRET: secret, LOG_LEVEL: 'info', WORKER_KINDS: 'sum,sequence' },
+      ...{ CREATOR_PORT: String(ports.creator), MANAGER_PORT: String(ports.manager) },
+    }
+    const services = ['services/creator/main.ts', 'services/manager/main.ts'].map((file) => startProcess(file, env))
+    await Promise.all(services.map((service) => service.prints('Listening.')))
+
+    // No edge worker takes it: it is created straight on Bun, where nobody is woken, before any worker runs there.
+    const there = await create(bun, 'sum', { num1: 1, num2: 2 })
+    expect((await drain(workerd, 'sum')).status).toBe(200)
+    expect(await read(bun, there)).toMatchObject({ status: 'succeeded', result: 3 })
+    const again = await create(bun, 'sum', { num1: 3, num2: 4 })
+    expect((await drain(deno, 'sum')).status).toBe(200)
+    expect(await read(workerd, again)).toMatchObject({ status: 'succeeded', result: 7 })
+
+    const worker = startProcess('services/workers/main.ts', env)
+    await worker.prints('Working.')
+    const id = await create(workerd, 'sequence', { n: 200 })
+    expect(await read(deno, id, 30)).toMatchObject({ status: 'succeeded', result: 20_100 })
+  }, 60_000)
+})
