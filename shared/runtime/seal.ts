@@ -3,7 +3,7 @@ import { type Contract, mapSecrets } from '#shared/task/define.ts'
 import { PermanentError } from '#shared/task/errors.ts'
 
 /** What every sealed text begins with; the rest is a compact JWE. */
-const SEALED_PREFIX = 'sealed:'
+export const SEALED_PREFIX = 'sealed:'
 
 /**
  * Seals the secret fields of tasks, so that the store never holds them in clear. A sealed text is bound to the id of its task: moved

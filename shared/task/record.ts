@@ -1,13 +1,5 @@
 import { type Contract, redact } from './define.ts'
-import {
-  type Envelope,
-  FINAL_STATES,
-  type FinalRecord,
-  type FinalState,
-  type ParentRef,
-  PRIORITIES,
-  type TaskError,
-} from './task.ts'
+import { type Envelope, FINAL_STATES, type FinalRecord, type FinalState, PRIORITIES, type TaskError } from './task.ts'
 
 /** The `status_code` of a cancelled task: "client closed request", the one code that no handler or provider answers with. */
 export const CANCELLED_STATUS = 499
@@ -22,6 +14,8 @@ const CANCELLED_ERROR: TaskError = { type: 'cancelled', message: 'The task was c
 export function buildRecord(end: {
   contract?: Contract | undefined
   envelope: Envelope
+  /** Left out: the one that envelope or contract tell. */
+  kind?: string
   state: FinalState
   result?: unknown
   statusCode: number
@@ -33,33 +27,32 @@ export function buildRecord(end: {
   startedAt: number | null
   finishedAt: number
 }): FinalRecord {
-  const { contract, envelope, error } = end
-  const { priority, timeout_ms, retention_s, parent, traceparent } = envelope
-  return {
-    ...(error ? { result: error.message } : encodeResult(end.result)),
-    status_code: end.statusCode,
-    ...defined('kind', envelope.kind ?? contract?.kind),
-    status: end.state,
-    ...(error && { error }),
-    ...(contract && { payload: redact(contract, envelope.payload) }),
-    attempt: end.attempt,
-    ...defined('max_attempts', envelope.max_attempts ?? contract?.retry.maxAttempts),
-    ...defined('created_at', envelope.created_at),
-    ...(end.startedAt !== null && { started_at: end.startedAt }),
-    finished_at: end.finishedAt,
-    ...(priority && { priority }),
-    ...defined('timeout_ms', timeout_ms),
-    ...defined('retention_s', retention_s),
-    ...(parent && { parent }),
-    ...(end.calls > 0 && { calls: end.calls, steps: end.steps }),
-    ...(traceparent && { traceparent }),
+  const { contract, envelope, error, startedAt } = end
+  const { priority, timeout_ms, retention_s, created_at, parent, traceparent } = envelope
+  const { result, content_type } = error ? { result: error.message } : encodeResult(end.result)
+  const kind = end.kind ?? envelope.kind ?? contract?.kind
+  const maxAttempts = envelope.max_attempts ?? contract?.retry.maxAttempts
+  // Written out field by field: this is done for every task.
+  const record: FinalRecord = { result, status_code: end.statusCode, status: end.state, attempt: end.attempt }
+  if (content_type !== undefined) record.content_type = content_type
+  if (kind !== undefined) record.kind = kind
+  if (error) record.error = error
+  if (contract) record.payload = redact(contract, envelope.payload)
+  if (maxAttempts !== undefined) record.max_attempts = maxAttempts
+  if (created_at !== undefined) record.created_at = created_at
+  if (startedAt !== null) record.started_at = startedAt
+  record.finished_at = end.finishedAt
+  if (priority) record.priority = priority
+  if (timeout_ms !== undefined) record.timeout_ms = timeout_ms
+  if (retention_s !== undefined) record.retention_s = retention_s
+  if (parent) record.parent = parent
+  if (traceparent) record.traceparent = traceparent
+  if (end.calls > 0) {
+    record.calls = end.calls
+    record.steps = end.steps
   }
+  return record
 }
-
-function defined<Name extends string, T>(name: Name, value: T | undefined): { [K in Name]?: T } {
-  return value === undefined ? NOTHING : ({ [name]: value } as { [K in Name]?: T })
-}
-const NOTHING = {}
 
 /** The record of a task that was cancelled before it ended by itself. */
 export function cancelledRecord(end: {
@@ -108,10 +101,10 @@ export function readEnvelope(text: string): Envelope | null {
   const value = parseObject(text)
   const id = value?.['task_id']
   if (value === null || typeof id !== 'string' || id === '') return null
-  const { parent, ...envelope } = fitting(value, ENVELOPE_FIELDS)
+  const envelope = fitting(value, ENVELOPE_FIELDS)
   // Only what Tasker queued is counted by a parent: a foreign envelope cannot make itself somebody's child.
-  const child = envelope['v'] === 1 && parent !== undefined ? { parent: parent as ParentRef } : {}
-  return { ...envelope, ...child, task_id: id, payload: value['payload'] }
+  if (envelope['v'] !== 1) delete envelope['parent']
+  return Object.assign(envelope, { task_id: id, payload: value['payload'] })
 }
 
 type Fits = (value: unknown) => boolean

@@ -92,11 +92,6 @@ export function rootOf(id: string): string {
   return dot < 0 ? id : id.slice(0, dot)
 }
 
-/** True when the state never changes by itself again. */
-export function isFinal(state: State): state is FinalState {
-  return state === 'succeeded' || state === 'failed' || state === 'cancelled'
-}
-
 /** The state that a final record stands for; a foreign record says it by its status code alone. */
 export function finalState(record: FinalRecord): FinalState {
   return record.status ?? (record.status_code < 400 ? 'succeeded' : 'failed')

@@ -1,6 +1,6 @@
-import type { Broker, Claimed, EndOutcome, Outcome, RetryOutcome } from '#shared/broker/broker.ts'
+import type { Broker, Claimed, Outcome } from '#shared/broker/broker.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
-import { type Keyring, openPayload } from '#shared/runtime/seal.ts'
+import { type Keyring, openPayload, SEALED_PREFIX } from '#shared/runtime/seal.ts'
 import { type Contract, parsePayload, SEALED, secretsIn } from '#shared/task/define.ts'
 import { ChildFailed, InvalidInput, PermanentError, RetryLater, RunAborted, TaskerError } from '#shared/task/errors.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
@@ -8,7 +8,7 @@ import { backoffMs, mayRetry } from '#shared/task/retry.ts'
 import { DEFAULT_RETENTION_S, type Envelope, expiryOf } from '#shared/task/task.ts'
 import { limitSize, loadStep, type Parent, partsOf, replay, stepRecord } from './history.ts'
 import type { Implementation } from './implement.ts'
-import { type Run, startRun } from './run.ts'
+import { Run, type RunPorts } from './run.ts'
 
 /** Characters of an error's message that are kept. */
 const MAX_MESSAGE = 10_000
@@ -33,8 +33,8 @@ export interface Execution {
   readonly claimed: Claimed
   /** When its time is up. */
   readonly timeoutAt: number
-  /** How it ended; null when there is nothing to report, since the task is no longer ours. */
-  readonly outcome: Promise<Outcome | null>
+  /** How it ended; null when there is nothing to report, since the task is no longer ours. At once for a handler that awaits nothing. */
+  readonly outcome: Outcome | null | Promise<Outcome | null>
   /** Stops it: `timeout` counts as a failed attempt, `stopping` gives the task back, and after `lease_lost` and `cancelled` nothing is reported. */
   abort(reason: RunAborted): void
   progress(): { done: number; total: number } | undefined
@@ -46,173 +46,254 @@ export interface Executor {
   parked(id: string, accepted: boolean): void
 }
 
-/** A run and what changes with each lease of its task. */
-interface Seat {
-  run: Run | null
-  claimed: Claimed
-  parent: Parent
-  /** Store calls of one task go one after the other: a settle takes one outcome of each. */
-  calls: Promise<unknown>
-  /** Resolves while the lease is held; a step that begins while the run is parked waits for it. */
-  held: PromiseWithResolvers<void>
-}
-
 /** The pipeline that turns claimed tasks into outcomes: read, validate, unseal, run, and judge how it ended. */
 export function createExecutor(deps: ExecutorDeps): Executor {
-  const { broker, clock, keyring } = deps
   const seats = new Map<string, Seat>()
+  return {
+    execute: (claimed) => new ClaimedRun(deps, seats, claimed),
+    parked(id, accepted) {
+      if (!accepted) seats.delete(id)
+    },
+  }
+}
 
-  function execute(claimed: Claimed): Execution {
-    let run: Run | null = null
-    let aborted: RunAborted | null = null
-    const implementation = deps.implementations.get(claimed.kind)
-    const envelope = readEnvelope(claimed.envelope)
-    const contract = implementation?.contract
+/** A run and what changes with each lease of its task. */
+class Seat implements RunPorts {
+  run: Run | null = null
+  claimed: Claimed
+  readonly parent: Parent
+  readonly #deps: ExecutorDeps
+  /** Store calls of one task go one after the other: a settle takes one outcome of each. */
+  #calls: Promise<unknown> | null = null
+  /** Set while the run is parked: a step that begins meanwhile waits for the next lease. */
+  #parked: PromiseWithResolvers<void> | null = null
 
-    function abort(reason: RunAborted): void {
-      aborted ??= reason
-      run?.abort(aborted)
+  constructor(deps: ExecutorDeps, claimed: Claimed, envelope: Envelope) {
+    const { id, kind, calls, steps } = claimed
+    this.#deps = deps
+    this.claimed = claimed
+    this.parent = { id, kind, calls, steps, priority: envelope.priority ?? 'normal', traceparent: envelope.traceparent }
+  }
+
+  /** Whether this claim goes on where the run was parked. */
+  fits({ attempt, calls, steps }: Claimed): boolean {
+    return this.claimed.attempt === attempt && this.parent.calls === calls && this.parent.steps === steps
+  }
+
+  resume(claimed: Claimed): void {
+    this.claimed = claimed
+    this.#parked?.resolve()
+    this.#parked = null
+  }
+
+  /** Resolves when nothing of this task is on its way to the store. */
+  async park(): Promise<void> {
+    await this.#calls
+    this.#parked = Promise.withResolvers()
+  }
+
+  /** Settles a part of what the run asks for, after which it goes on; a refusal ends it. */
+  commit(outcome: () => Outcome): Promise<void> {
+    const result = (this.#calls ?? Promise.resolve()).then(async () => {
+      const { id, kind } = this.claimed
+      if (await this.#deps.commit(outcome())) return
+      const lost = new RunAborted(
+        'lease_lost',
+        `${kind} task ${id} went to another worker, was cancelled, or was deleted.`,
+      )
+      this.run?.abort(lost)
+      throw lost
+    })
+    this.#calls = result.catch(() => undefined)
+    return result
+  }
+
+  async loadStep(n: number, name: string): Promise<string | null> {
+    await this.#parked?.promise
+    return loadStep(this.#deps.broker, this.parent, n, name)
+  }
+
+  async storeStep(n: number, name: string, json: string): Promise<void> {
+    limitSize(json, `The result of step "${name}" of task ${this.claimed.id}`)
+    await this.#parked?.promise
+    await this.commit(() => {
+      const { parent } = this
+      parent.calls = Math.max(parent.calls, n + 1)
+      parent.steps++
+      const { id, kind, token } = this.claimed
+      const records = [stepRecord(parent, n, name, json)]
+      const { calls, steps } = parent
+      return { id, kind, token, type: 'call', children: [], records, calls, steps, park: false, wakeAt: null }
+    })
+  }
+
+  emit(chunk: string): void {
+    void this.#deps.broker.emit([{ id: this.claimed.id, chunk }]).catch(() => undefined)
+  }
+}
+
+class ClaimedRun implements Execution {
+  readonly claimed: Claimed
+  readonly timeoutAt: number
+  readonly outcome: Outcome | null | Promise<Outcome | null>
+  readonly #deps: ExecutorDeps
+  readonly #seats: Map<string, Seat>
+  readonly #implementation: Implementation | undefined
+  readonly #envelope: Envelope | null
+  #seat: Seat | null = null
+  #payload: unknown
+  #aborted: RunAborted | null = null
+
+  constructor(deps: ExecutorDeps, seats: Map<string, Seat>, claimed: Claimed) {
+    this.#deps = deps
+    this.#seats = seats
+    this.claimed = claimed
+    this.#implementation = deps.implementations.get(claimed.kind)
+    this.#envelope = readEnvelope(claimed.envelope)
+    const timeoutMs = this.#envelope?.timeout_ms ?? this.#implementation?.contract.timeoutMs ?? 0
+    this.timeoutAt = deps.clock.now() + timeoutMs
+    this.outcome = this.#start()
+  }
+
+  abort(reason: RunAborted): void {
+    this.#aborted ??= reason
+    this.#seat?.run?.abort(this.#aborted)
+  }
+
+  progress(): { done: number; total: number } | undefined {
+    return this.#seat?.run?.progress
+  }
+
+  #start(): Outcome | null | Promise<Outcome | null> {
+    const problem = refuse(this.claimed, this.#envelope, this.#implementation?.contract)
+    if (problem || !this.#envelope || !this.#implementation) return this.#failed(problem)
+    const { contract } = this.#implementation
+    try {
+      if (contract.secrets.length > 0) return this.#unseal(contract, this.#envelope)
+      return this.#run(parsePayload(contract, this.#envelope.payload))
+    } catch (error) {
+      return this.#failed(error)
     }
+  }
 
-    async function outcome(): Promise<Outcome | null> {
-      const problem = refuse(claimed, envelope, contract)
-      if (!implementation || !envelope || problem) return ended(problem ?? new PermanentError('Unreachable.'))
-      const seat = takeSeat(claimed, envelope)
-      let payload: unknown
-      try {
-        payload = await openedPayload(implementation.contract, envelope, keyring)
-        run = seat.run ??= startRun(
-          implementation,
-          { id: claimed.id, attempt: claimed.attempt, payload },
-          portsOf(seat, deps),
-        )
-        if (aborted) run.abort(aborted)
-        for (;;) {
-          const progress = await run.advance()
-          if (progress.type === 'returned') return succeeded(progress.value, seat)
-          if (progress.type === 'threw') throw progress.error
-          if (await replay(broker, seat.parent, run.waiting(), clock.now())) continue
-          for await (const part of partsOf(seat.parent, run.waiting(), { now: clock.now(), keyring })) {
-            const call: Outcome = { ...lease(), ...part }
-            if (!part.park) {
-              await inTurn(seat, () => commit(deps, seat, call))
-              if (!deps.mayGoOn()) abort(new RunAborted('stopping', `The worker of task ${claimed.id} stops.`))
-              if (aborted) throw aborted
-            } else {
-              await seat.calls
-              keep(seat)
-              return call
-            }
+  async #unseal(contract: Contract, envelope: Envelope): Promise<Outcome | null> {
+    try {
+      return await this.#run(await unsealed(contract, envelope, this.#deps.keyring))
+    } catch (error) {
+      return this.#failed(error)
+    }
+  }
+
+  #run(payload: unknown): Outcome | null | Promise<Outcome | null> {
+    if (!this.#implementation || !this.#envelope) return null
+    this.#payload = payload
+    const { claimed } = this
+    const seat = this.#takeSeat(this.#envelope)
+    this.#seat = seat
+    seat.run ??= new Run(this.#implementation, { id: claimed.id, attempt: claimed.attempt, payload }, seat)
+    if (this.#aborted) seat.run.abort(this.#aborted)
+    const { finished } = seat.run
+    return finished?.type === 'returned' ? this.#succeeded(finished.value) : this.#follow(seat, seat.run)
+  }
+
+  /** Goes on with the handler until it ends, or can go no further and is parked. */
+  async #follow(seat: Seat, run: Run): Promise<Outcome | null> {
+    const { broker, clock, keyring, mayGoOn } = this.#deps
+    try {
+      for (;;) {
+        const progress = await run.advance()
+        if (progress.type === 'returned') return this.#succeeded(progress.value)
+        if (progress.type === 'threw') throw progress.error
+        if (await replay(broker, seat.parent, run.waiting(), clock.now())) continue
+        for await (const part of partsOf(seat.parent, run.waiting(), { now: clock.now(), keyring })) {
+          if (part.park) {
+            await seat.park()
+            this.#keep(seat)
+            return { ...this.#lease(), ...part }
           }
+          await seat.commit(() => ({ ...this.#lease(), ...part }))
+          if (!mayGoOn()) this.abort(new RunAborted('stopping', `The worker of task ${seat.claimed.id} stops.`))
+          if (this.#aborted) throw this.#aborted
         }
-      } catch (error) {
-        return ended(error, payload, seat)
       }
-    }
-
-    function lease() {
-      return { id: claimed.id, kind: claimed.kind, token: claimed.token, parent: envelope?.parent }
-    }
-
-    function succeeded(value: unknown, seat: Seat): Outcome {
-      const parsed = implementation?.contract.output.safeParse(value)
-      if (!parsed?.success) {
-        throw new PermanentError(`The result of ${claimed.kind} task ${claimed.id} does not fit its kind.`, {
-          code: 'invalid_output',
-        })
-      }
-      return end({ state: 'succeeded', statusCode: 200, result: parsed.data }, seat)
-    }
-
-    function ended(error: unknown, payload?: unknown, seat?: Seat): Outcome | null {
-      if (aborted?.code === 'lease_lost' || aborted?.code === 'cancelled') return null
-      if (aborted?.code === 'stopping') return { ...lease(), type: 'release' }
-      const failure = judge(error)
-      const { retry } = contract ?? {}
-      const maxAttempts = envelope?.max_attempts ?? retry?.maxAttempts ?? 1
-      if (!failure.permanent && retry && mayRetry(claimed.attempt, maxAttempts)) {
-        const wait = backoffMs({
-          attempt: claimed.attempt,
-          rules: retry,
-          random: deps.random(),
-          retryAfterMs: failure.afterMs,
-        })
-        const again: RetryOutcome = { type: 'retry', at: clock.now() + wait }
-        return { ...lease(), ...again }
-      }
-      const secrets = contract && payload !== undefined ? secretsIn(contract, payload) : []
-      const message = secrets
-        .reduce((text, value) => text.replaceAll(value, SEALED), failure.message)
-        .slice(0, MAX_MESSAGE)
-      return end({ state: 'failed', statusCode: failure.statusCode, error: { type: failure.type, message } }, seat)
-    }
-
-    function end(
-      how: Pick<Parameters<typeof buildRecord>[0], 'state' | 'statusCode' | 'result' | 'error'>,
-      seat?: Seat,
-    ): Outcome {
-      const finishedAt = clock.now()
-      const record = buildRecord({
-        ...how,
-        contract,
-        envelope: { ...(envelope ?? { task_id: claimed.id, payload: undefined }), kind: claimed.kind },
-        attempt: claimed.attempt,
-        calls: seat?.parent.calls ?? claimed.calls,
-        steps: seat?.parent.steps ?? claimed.steps,
-        startedAt: claimed.startedAt,
-        finishedAt,
-      })
-      if (how.state === 'succeeded') limitSize(record.result, `The result of ${claimed.kind} task ${claimed.id}`)
-      const expiresAt = expiryOf(finishedAt, envelope?.retention_s ?? DEFAULT_RETENTION_S)
-      const outcome: EndOutcome = { type: 'end', state: how.state, record: JSON.stringify(record), expiresAt }
-      return { ...lease(), ...outcome }
-    }
-
-    return {
-      claimed,
-      timeoutAt: clock.now() + (envelope?.timeout_ms ?? contract?.timeoutMs ?? 60_000),
-      outcome: outcome(),
-      abort,
-      progress: () => run?.progress(),
+    } catch (error) {
+      return this.#failed(error)
     }
   }
 
   /** The seat of the parked run that this claim goes on with, or a new one. */
-  function takeSeat(claimed: Claimed, envelope: Envelope): Seat {
-    const kept = seats.get(claimed.id)
-    seats.delete(claimed.id)
-    const { calls, steps, attempt } = claimed
-    if (kept?.run && kept.claimed.attempt === attempt && kept.parent.calls === calls && kept.parent.steps === steps) {
-      kept.claimed = claimed
-      kept.held.resolve()
-      return kept
+  #takeSeat(envelope: Envelope): Seat {
+    const { claimed } = this
+    const kept = this.#seats.get(claimed.id)
+    if (kept) this.#seats.delete(claimed.id)
+    if (!kept?.fits(claimed)) return new Seat(this.#deps, claimed, envelope)
+    kept.resume(claimed)
+    return kept
+  }
+
+  #keep(seat: Seat): void {
+    this.#seats.set(seat.claimed.id, seat)
+    const [oldest] = this.#seats.keys()
+    if (this.#seats.size > MAX_PARKED && oldest !== undefined) this.#seats.delete(oldest)
+  }
+
+  #lease() {
+    const { id, kind, token } = this.claimed
+    return { id, kind, token, parent: this.#envelope?.parent }
+  }
+
+  #succeeded(value: unknown): Outcome {
+    const { kind, id } = this.claimed
+    const parsed = this.#implementation?.contract.output.safeParse(value)
+    if (!parsed?.success) {
+      throw new PermanentError(`The result of ${kind} task ${id} does not fit its kind.`, { code: 'invalid_output' })
     }
-    const held = Promise.withResolvers<void>()
-    held.resolve()
-    const { id, kind } = claimed
-    const parent = {
-      id,
+    return this.#end({ state: 'succeeded', statusCode: 200, result: parsed.data })
+  }
+
+  #failed(error: unknown): Outcome | null {
+    const code = this.#aborted?.code
+    if (code === 'lease_lost' || code === 'cancelled') return null
+    const { id, kind, token } = this.claimed
+    const lease = { id, kind, token, parent: this.#envelope?.parent }
+    if (code === 'stopping') return { ...lease, type: 'release' }
+    const failure = judge(error)
+    const contract = this.#implementation?.contract
+    const rules = contract?.retry
+    const maxAttempts = this.#envelope?.max_attempts ?? rules?.maxAttempts ?? 1
+    const { attempt } = this.claimed
+    if (!failure.permanent && rules && mayRetry(attempt, maxAttempts)) {
+      const random = this.#deps.random()
+      const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: failure.afterMs })
+      return { ...lease, type: 'retry', at: this.#deps.clock.now() + waitMs }
+    }
+    const secrets = contract && this.#payload !== undefined ? secretsIn(contract, this.#payload) : []
+    const message = secrets.reduce((text, value) => text.replaceAll(value, SEALED), failure.message)
+    const { type, statusCode } = failure
+    return this.#end({ state: 'failed', statusCode, error: { type, message: message.slice(0, MAX_MESSAGE) } })
+  }
+
+  #end(how: Pick<Parameters<typeof buildRecord>[0], 'state' | 'statusCode' | 'result' | 'error'>): Outcome {
+    const { id, kind, token, attempt, startedAt } = this.claimed
+    const { calls, steps } = this.#seat?.parent ?? this.claimed
+    const finishedAt = this.#deps.clock.now()
+    const envelope = this.#envelope ?? { task_id: id, payload: undefined }
+    const contract = this.#implementation?.contract
+    const record = buildRecord({
+      ...how,
+      contract,
       kind,
+      envelope,
+      attempt,
       calls,
       steps,
-      priority: envelope.priority ?? 'normal',
-      traceparent: envelope.traceparent,
-    }
-    return { run: null, claimed, parent, calls: Promise.resolve(), held }
-  }
-
-  function keep(seat: Seat): void {
-    seat.held = Promise.withResolvers()
-    seats.set(seat.claimed.id, seat)
-    const [oldest] = seats.keys()
-    if (seats.size > MAX_PARKED && oldest !== undefined) seats.delete(oldest)
-  }
-
-  return {
-    execute,
-    parked(id, accepted) {
-      if (!accepted) seats.delete(id)
-    },
+      startedAt,
+      finishedAt,
+    })
+    if (how.state === 'succeeded') limitSize(record.result, `The result of ${kind} task ${id}`)
+    const expiresAt = expiryOf(finishedAt, envelope.retention_s ?? DEFAULT_RETENTION_S)
+    const { parent } = envelope
+    return { id, kind, token, parent, type: 'end', state: how.state, record: JSON.stringify(record), expiresAt }
   }
 }
 
@@ -237,62 +318,13 @@ function refuse(claimed: Claimed, envelope: Envelope | null, contract: Contract 
   return null
 }
 
-async function openedPayload(contract: Contract, envelope: Envelope, keyring: Keyring | null): Promise<unknown> {
+async function unsealed(contract: Contract, envelope: Envelope, keyring: Keyring | null): Promise<unknown> {
   const { task_id: id, payload } = envelope
-  if (contract.secrets.length === 0) return parsePayload(contract, payload)
-  const sealed = secretsIn(contract, payload).some((value) => value.startsWith('sealed:'))
-  if (sealed && !keyring) {
-    throw new PermanentError(
-      `${contract.kind} task ${id} has sealed secrets, and this worker has no key: set TASKER_SECRET or TASKER_SECRET_FILE.`,
-      {
-        code: 'no_secret',
-      },
-    )
+  if (!keyring && secretsIn(contract, payload).some((value) => value.startsWith(SEALED_PREFIX))) {
+    const what = `${contract.kind} task ${id} has sealed secrets, and this worker has no key`
+    throw new PermanentError(`${what}: set TASKER_SECRET or TASKER_SECRET_FILE.`, { code: 'no_secret' })
   }
   return parsePayload(contract, keyring ? await openPayload(keyring, contract, id, payload) : payload)
-}
-
-function portsOf(seat: Seat, deps: ExecutorDeps) {
-  return {
-    async loadStep(n: number, name: string) {
-      await seat.held.promise
-      return loadStep(deps.broker, seat.parent, n, name)
-    },
-    async storeStep(n: number, name: string, json: string) {
-      limitSize(json, `The result of step "${name}" of task ${seat.claimed.id}`)
-      await seat.held.promise
-      await inTurn(seat, async () => {
-        const { parent, claimed } = seat
-        parent.calls = Math.max(parent.calls, n + 1)
-        parent.steps++
-        await commit(deps, seat, {
-          ...{ id: claimed.id, kind: claimed.kind, token: claimed.token, type: 'call' as const },
-          ...{ children: [], records: [stepRecord(parent, n, name, json)], calls: parent.calls, steps: parent.steps },
-          ...{ park: false, wakeAt: null },
-        })
-      })
-    },
-    emit(chunk: string) {
-      void deps.broker.emit([{ id: seat.claimed.id, chunk }]).catch(() => undefined)
-    },
-  }
-}
-
-function inTurn<T>(seat: Seat, work: () => Promise<T>): Promise<T> {
-  const result = seat.calls.then(work)
-  seat.calls = result.catch(() => undefined)
-  return result
-}
-
-/** Settles an outcome after which the run goes on; a refusal ends it. */
-async function commit(deps: ExecutorDeps, seat: Seat, outcome: Outcome): Promise<void> {
-  if (await deps.commit(outcome)) return
-  const lost = new RunAborted(
-    'lease_lost',
-    `${outcome.kind} task ${outcome.id} went to another worker, was cancelled, or was deleted.`,
-  )
-  seat.run?.abort(lost)
-  throw lost
 }
 
 /** What an error says of the task: whether it may be tried again, when at the earliest, and what to tell. */

@@ -11,7 +11,7 @@ const PART_TASKS = 500
 const PART_CHARS = 400_000
 
 /** Results and payloads of more bytes fail their task: they would not pass the limits of stores and of readers. */
-export const MAX_TEXT_BYTES = 1_048_576
+const MAX_TEXT_BYTES = 1_048_576
 
 /** @throws PermanentError when the text is longer than `MAX_TEXT_BYTES`; `what` says whose it is. */
 export function limitSize(text: string, what: string): void {

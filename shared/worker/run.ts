@@ -42,164 +42,201 @@ export interface RunPorts {
 
 /**
  * One run of a handler, from its start or from history, until it ends or is parked. A parked run that is kept in memory goes on in place when its
- * task is claimed again: nothing but speed depends on that.
+ * task is claimed again: nothing but speed depends on that. A class for speed: most runs use nothing of their context, and then nothing is made for them.
  */
-export interface Run {
-  readonly taskId: string
-  /** Waits until the handler has ended or can go no further by itself. */
-  advance(): Promise<Progress>
-  /** What the run waits for, in the order of their numbers. */
-  waiting(): readonly (CallGroup | Sleep)[]
-  progress(): { done: number; total: number } | undefined
-  /** Aborts `ctx.signal`; `advance` then gives the reason, and nothing that the handler awaits of its context ever resolves. */
-  abort(reason: RunAborted): void
-}
+export class Run {
+  readonly #ports: RunPorts
+  readonly #open: (CallGroup | Sleep)[] = []
+  #next = 0
+  #steps = 0
+  #checking = false
+  #controller: AbortController | undefined
+  #aborted: RunAborted | undefined
+  #wakeUp: ((progress: Progress) => void) | undefined
+  /** How the handler ended, when it has; at once for one that awaits nothing. */
+  finished: Progress | undefined
+  /** What the handler told of its progress. */
+  progress: { done: number; total: number } | undefined
 
-/** Starts the handler. `claimed` is the task as it was claimed. */
-export function startRun(
-  implementation: Implementation,
-  task: { id: string; attempt: number; payload: unknown },
-  ports: RunPorts,
-): Run {
-  const open: (CallGroup | Sleep)[] = []
-  let next = 0
-  let steps = 0
-  let checking = false
-  let progress: { done: number; total: number } | undefined
-  let controller: AbortController | undefined
-  let aborted: RunAborted | undefined
-  let finished: Progress | undefined
-  let wakeUp: (progress: Progress) => void = () => undefined
-
-  /** Ends the present `advance`, if there is one. */
-  function report(result: Progress): void {
-    if (result.type !== 'stuck') finished ??= result
-    wakeUp(finished ?? result)
-  }
-
-  /** The handler is stuck when a whole turn of the event loop has passed, something is awaited, and no step is running. */
-  function check(): void {
-    if (checking) return
-    checking = true
-    void nextTurn().then(() => {
-      checking = false
-      if (open.length > 0 && steps === 0) report({ type: 'stuck' })
-    })
-  }
-
-  function enter<Entry extends CallGroup | Sleep, T>(
-    make: (resolve: (value: T) => void, reject: (error: Error) => void) => Entry,
+  /** Starts the handler. */
+  constructor(
+    implementation: Implementation,
+    task: { id: string; attempt: number; payload: unknown },
+    ports: RunPorts,
   ) {
-    const promise = new Promise<T>((resolve, reject) => {
-      open.push(make(resolve, reject))
+    this.#ports = ports
+    try {
+      const value = implementation.handler(task.payload, new RunContext(this, implementation.contract.kind, task))
+      if (!(value instanceof Promise)) this.finished = { type: 'returned', value }
+      else {
+        value.then(
+          (result) => this.#report({ type: 'returned', value: result }),
+          (error: unknown) => this.#report({ type: 'threw', error }),
+        )
+      }
+    } catch (error) {
+      this.finished = { type: 'threw', error }
+    }
+  }
+
+  /** Waits until the handler has ended or can go no further by itself. */
+  advance(): Promise<Progress> {
+    if (this.finished) return Promise.resolve(this.finished)
+    return new Promise((resolve) => {
+      this.#wakeUp = resolve
+      this.#check()
     })
-    // A handler may await one call and never look at another one that failed.
-    promise.catch(() => undefined)
-    check()
-    return promise
   }
 
-  function leave(entry: CallGroup | Sleep): boolean {
-    const at = open.indexOf(entry)
-    if (at >= 0) open.splice(at, 1)
-    return at >= 0 && !aborted
+  /** What the run waits for, in the order of their numbers. */
+  waiting(): readonly (CallGroup | Sleep)[] {
+    return this.#open.toSorted((a, b) => a.first - b.first)
   }
 
-  function map<C extends Contract>(
+  /** Aborts the signal; `advance` then gives the reason, and nothing that the handler awaits of its context ever resolves. */
+  abort(reason: RunAborted): void {
+    if (this.#aborted) return
+    this.#aborted = reason
+    this.#controller?.abort(reason)
+    this.#report({ type: 'threw', error: reason })
+  }
+
+  get signal(): AbortSignal {
+    this.#controller ??= new AbortController()
+    if (this.#aborted && !this.#controller.signal.aborted) this.#controller.abort(this.#aborted)
+    return this.#controller.signal
+  }
+
+  map<C extends Contract>(
     contract: C,
     payloads: readonly unknown[],
     options: CallOptions = {},
   ): Promise<ResultOf<C>[]> {
-    const first = next
     const parsed = payloads.map((payload) => parsePayload(contract, payload))
-    next += parsed.length
+    const first = this.#next
+    this.#next += parsed.length
     if (parsed.length === 0) return Promise.resolve([])
-    return enter<CallGroup, ResultOf<C>[]>((resolve, reject) => ({
+    return this.#enter<ResultOf<C>[]>((resolve, reject, leave) => ({
       type: 'call',
       ...{ first, contract, payloads: parsed, options },
       results: new Array(parsed.length),
       missing: parsed.map((_, i) => i),
       settle() {
-        if (!leave(this)) return
+        if (!leave()) return
         const failed = this.results.find((result) => result && 'error' in result)
-        if (failed && 'error' in failed) reject(failed.error)
-        else
-          resolve(
-            this.results.map((result) => (result && 'value' in result ? result.value : undefined)) as ResultOf<C>[],
-          )
+        if (failed && 'error' in failed) return reject(failed.error)
+        resolve(this.results.map((result) => (result && 'value' in result ? result.value : undefined)) as ResultOf<C>[])
       },
     }))
   }
 
-  const ctx: Context = {
-    taskId: task.id,
-    kind: implementation.contract.kind,
-    attempt: task.attempt,
-    idempotencyKey: task.id,
-    get signal() {
-      controller ??= new AbortController()
-      if (aborted && !controller.signal.aborted) controller.abort(aborted)
-      return controller.signal
-    },
-    async call(contract, payload, options) {
-      const [result] = await map(contract, [payload], options)
-      return result as ResultOf<typeof contract>
-    },
-    async map(contract, payloads, options) {
-      return map(contract, payloads, options)
-    },
-    async step<T>(name: string, effect: () => T | Promise<T>): Promise<T> {
-      const n = next++
-      steps++
-      try {
-        const known = await ports.loadStep(n, name)
-        if (known !== null) return JSON.parse(known) as T
-        const json = JSON.stringify((await effect()) ?? null)
-        await ports.storeStep(n, name, json)
-        return JSON.parse(json) as T
-      } finally {
-        steps--
-        check()
-      }
-    },
-    sleep(ms) {
-      const first = next++
-      return enter<Sleep, void>((resolve) => ({
-        type: 'sleep',
-        ...{ first, ms, until: null, stored: false },
-        settle() {
-          if (leave(this)) resolve()
-        },
-      }))
-    },
-    progress(done, total) {
-      progress = { done, total }
-    },
-    emit: (chunk) => ports.emit(chunk),
+  sleep(ms: number): Promise<void> {
+    const first = this.#next++
+    return this.#enter<void>((resolve, _reject, leave) => ({
+      type: 'sleep',
+      ...{ first, ms, until: null, stored: false },
+      settle() {
+        if (leave()) resolve()
+      },
+    }))
   }
 
-  void (async () => implementation.handler(task.payload, ctx))().then(
-    (value) => report({ type: 'returned', value }),
-    (error: unknown) => report({ type: 'threw', error }),
-  )
+  async step<T>(name: string, effect: () => T | Promise<T>): Promise<T> {
+    const n = this.#next++
+    this.#steps++
+    try {
+      const known = await this.#ports.loadStep(n, name)
+      if (known !== null) return JSON.parse(known) as T
+      const json = JSON.stringify((await effect()) ?? null)
+      await this.#ports.storeStep(n, name, json)
+      return JSON.parse(json) as T
+    } finally {
+      this.#steps--
+      this.#check()
+    }
+  }
 
-  return {
-    taskId: task.id,
-    advance() {
-      if (finished) return Promise.resolve(finished)
-      return new Promise((resolve) => {
-        wakeUp = resolve
-        check()
-      })
-    },
-    waiting: () => open.toSorted((a, b) => a.first - b.first),
-    progress: () => progress,
-    abort(reason) {
-      if (aborted) return
-      aborted = reason
-      controller?.abort(reason)
-      report({ type: 'threw', error: reason })
-    },
+  emit(chunk: string): void {
+    this.#ports.emit(chunk)
+  }
+
+  /** Ends the present `advance`, if there is one. */
+  #report(result: Progress): void {
+    if (result.type !== 'stuck') this.finished ??= result
+    this.#wakeUp?.(this.finished ?? result)
+  }
+
+  /** The handler is stuck when a whole turn of the event loop has passed, something is awaited, and no step is running. */
+  #check(): void {
+    if (this.#checking) return
+    this.#checking = true
+    void nextTurn().then(() => {
+      this.#checking = false
+      if (this.#open.length > 0 && this.#steps === 0) this.#report({ type: 'stuck' })
+    })
+  }
+
+  #enter<T>(
+    make: (resolve: (value: T) => void, reject: (error: Error) => void, leave: () => boolean) => CallGroup | Sleep,
+  ): Promise<T> {
+    const promise = new Promise<T>((resolve, reject) => {
+      const leave = () => {
+        const at = this.#open.indexOf(entry)
+        if (at >= 0) this.#open.splice(at, 1)
+        return at >= 0 && !this.#aborted
+      }
+      const entry = make(resolve, reject, leave)
+      this.#open.push(entry)
+    })
+    // A handler may await one call and never look at another one that failed.
+    promise.catch(() => undefined)
+    this.#check()
+    return promise
+  }
+}
+
+/** What a handler sees. Functions are made when they are asked for, so that they can be taken out of it. */
+class RunContext implements Context {
+  readonly #run: Run
+  readonly taskId: string
+  readonly kind: string
+  readonly attempt: number
+
+  constructor(run: Run, kind: string, task: { id: string; attempt: number }) {
+    this.#run = run
+    this.kind = kind
+    this.taskId = task.id
+    this.attempt = task.attempt
+  }
+
+  get idempotencyKey(): string {
+    return this.taskId
+  }
+  get signal(): AbortSignal {
+    return this.#run.signal
+  }
+  get call(): Context['call'] {
+    return async (contract, payload, options) => {
+      const [result] = await this.#run.map(contract, [payload], options)
+      return result as ResultOf<typeof contract>
+    }
+  }
+  get map(): Context['map'] {
+    return async (contract, payloads, options) => this.#run.map(contract, payloads, options)
+  }
+  get step(): Context['step'] {
+    return (name, effect) => this.#run.step(name, effect)
+  }
+  get sleep(): Context['sleep'] {
+    return (ms) => this.#run.sleep(ms)
+  }
+  get progress(): Context['progress'] {
+    return (done, total) => {
+      this.#run.progress = { done, total }
+    }
+  }
+  get emit(): Context['emit'] {
+    return (chunk) => this.#run.emit(chunk)
   }
 }
 

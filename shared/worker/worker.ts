@@ -51,6 +51,12 @@ export interface Worker {
   loop(signal: AbortSignal): Promise<void>
 }
 
+interface Ended {
+  execution: Execution
+  /** Null: there is nothing to report. */
+  outcome: Outcome | null
+}
+
 /** How often running tasks are checked for time-outs. */
 const TICK_MS = 250
 /** Outcomes, and characters in them, that are settled in one call. */
@@ -195,7 +201,7 @@ export function createWorker(options: WorkerOptions): Worker {
       if (dueNow || claim.tasks.length >= limit) more = true
       else if (wakes === wakesBefore && claims === mine) more = false
       if (claim.nextDueAt !== null) dueAt = Math.min(dueAt, claim.nextDueAt)
-      for (const task of claim.tasks) void run(task)
+      start(claim.tasks)
       return answer
     } finally {
       asked -= limit
@@ -219,32 +225,48 @@ export function createWorker(options: WorkerOptions): Worker {
     }
   }
 
-  async function run(claimed: Claimed): Promise<void> {
-    running++
-    taken++
-    const execution = executor.execute(claimed)
-    held.set(claimed.id, execution)
-    const outcome = await execution.outcome
-    running--
-    signalChange()
-    if (outcome) await report(claimed, outcome)
-    // The settle may have brought this very task again.
-    if (held.get(claimed.id) === execution) held.delete(claimed.id)
-    signalChange()
+  /** Starts claimed tasks. Those that end at once are reported together. */
+  function start(tasks: readonly Claimed[]): void {
+    const ended: Ended[] = []
+    for (const task of tasks) {
+      taken++
+      const execution = executor.execute(task)
+      held.set(task.id, execution)
+      if (execution.outcome instanceof Promise) void follow(execution, execution.outcome)
+      else ended.push({ execution, outcome: execution.outcome })
+    }
+    if (ended.length > 0) void report(ended)
   }
 
-  async function report({ id, kind }: Claimed, outcome: Outcome): Promise<void> {
+  async function follow(execution: Execution, ending: Promise<Outcome | null>): Promise<void> {
+    running++
+    const outcome = await ending
+    running--
+    signalChange()
+    await report([{ execution, outcome }])
+  }
+
+  /** Settles what ended, and gives up what is held of it. */
+  async function report(ended: readonly Ended[]): Promise<void> {
+    const outcomes = ended.flatMap(({ outcome }) => outcome ?? [])
     try {
-      const [accepted = false] = await settle([outcome])
-      if (outcome.type === 'call') executor.parked(id, accepted)
-      if (!accepted) log.info('A late result was refused', { task_id: id, kind })
+      const accepted = await settle(outcomes)
+      outcomes.forEach((outcome, i) => {
+        if (outcome.type === 'call') executor.parked(outcome.id, accepted[i] === true)
+        if (!accepted[i]) log.info('A late result was refused', { task_id: outcome.id, kind: outcome.kind })
+      })
     } catch (error) {
-      log.error('A result could not be stored; the task runs again when its lease ends', {
-        task_id: id,
-        kind,
+      const task_ids = outcomes.map(({ id }) => id)
+      log.error('Results could not be stored; their tasks run again when the leases end', {
+        task_ids,
         reason: messageOf(error),
       })
     }
+    for (const { execution } of ended) {
+      // The settle may have brought this very task again.
+      if (held.get(execution.claimed.id) === execution) held.delete(execution.claimed.id)
+    }
+    signalChange()
   }
 
   /** Extends all leases in one call, at a third of their length, and aborts what is no longer ours. */
@@ -253,12 +275,10 @@ export function createWorker(options: WorkerOptions): Worker {
       await clock.sleep(leaseMs / 3, signal)
       if (signal.aborted) return
       if (held.size === 0) continue
-      const leases = Array.from(held.values(), ({ claimed: { id, kind, token }, progress }) => ({
-        id,
-        kind,
-        token,
-        progress: progress(),
-      }))
+      const leases = Array.from(held.values(), (execution) => {
+        const { id, kind, token } = execution.claimed
+        return { id, kind, token, progress: execution.progress() }
+      })
       try {
         const { lost, cancelled } = await broker.extend(leases, leaseMs)
         for (const id of lost) abort(leases, id, new RunAborted('lease_lost', `Task ${id} went to another worker.`))
@@ -282,9 +302,12 @@ export function createWorker(options: WorkerOptions): Worker {
       await clock.sleep(TICK_MS, signal)
       if (signal.aborted) return
       const now = clock.now()
-      for (const { timeoutAt, claimed, abort } of held.values()) {
+      for (const execution of held.values()) {
+        const { timeoutAt, claimed } = execution
         if (timeoutAt > now) continue
-        abort(new RunAborted('timeout', `${claimed.kind} task ${claimed.id} did not end within its time limit.`))
+        execution.abort(
+          new RunAborted('timeout', `${claimed.kind} task ${claimed.id} did not end within its time limit.`),
+        )
       }
     }
   }
@@ -345,8 +368,8 @@ export function createWorker(options: WorkerOptions): Worker {
   }
 
   function giveBack(): void {
-    for (const { claimed, abort } of held.values()) {
-      abort(new RunAborted('stopping', `The worker of task ${claimed.id} stops.`))
+    for (const execution of held.values()) {
+      execution.abort(new RunAborted('stopping', `The worker of task ${execution.claimed.id} stops.`))
     }
     graceOver.abort()
   }

@@ -173,7 +173,8 @@ export function createRedisBroker(
         (outcome) => outcome.id,
         async (part, partition) => {
           const kinds = kindNumbers()
-          const ends = part.flatMap((outcome) => outcomeArgs(outcome, kinds))
+          const ends: Arg[] = []
+          for (const outcome of part) addOutcome(ends, outcome, kinds)
           const settle = async (claimArgs: (resent: boolean) => Arg[]) => {
             const args = (resent: boolean) => [part.length, ...ends, ...claimArgs(resent)]
             return (await run(scripts.settle, partition, kinds.names, args)) as [number[], unknown]
@@ -389,23 +390,27 @@ function headArgs(
   return [`${type} ${kinds.number(kind)} ${parentKind} ${more} ${token}`, id, parent?.id ?? '']
 }
 
-function outcomeArgs(outcome: Outcome, kinds: KindNumbers): Arg[] {
+function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
   switch (outcome.type) {
     case 'end':
-      return [...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`), outcome.record]
+      args.push(...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`), outcome.record)
+      break
     case 'adopt':
-      return headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`)
+      args.push(...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`))
+      break
     case 'retry':
-      return headArgs(outcome, kinds, String(outcome.at))
+      args.push(...headArgs(outcome, kinds, String(outcome.at)))
+      break
     case 'release':
-      return headArgs(outcome, kinds, '-')
+      args.push(...headArgs(outcome, kinds, '-'))
+      break
     case 'call': {
       const { calls, steps, park, wakeAt, records, children } = outcome
-      return [
-        ...headArgs(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`),
-        ...[records.length, ...records.flatMap((entry) => [entry.id, entry.record])],
-        ...newTaskArgs(children, kinds),
-      ]
+      args.push(...headArgs(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`), records.length)
+      for (const { id, record } of records) args.push(id, record)
+      // Not by spreading: a part of a fan-out has more arguments than fit on a stack.
+      for (const arg of newTaskArgs(children, kinds)) args.push(arg)
+      break
     }
   }
 }
@@ -420,8 +425,13 @@ function claimOf(reply: unknown, token: string, kinds: readonly string[]): Claim
     // An id may have spaces in it: it is the rest.
     const id = head.slice(`${kind} ${attempt} ${calls} ${steps} ${started} `.length)
     claim.tasks.push({
-      ...{ id, kind: kinds[Number(kind) - 1] ?? '', token },
-      ...{ attempt: Number(attempt), calls: Number(calls), steps: Number(steps), startedAt: Number(started) },
+      id,
+      kind: kinds[Number(kind) - 1] ?? '',
+      token,
+      attempt: Number(attempt),
+      calls: Number(calls),
+      steps: Number(steps),
+      startedAt: Number(started),
       envelope: fields[i + 1] ?? '',
     })
   }
