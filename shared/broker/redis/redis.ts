@@ -156,7 +156,7 @@ export function createRedisBroker(
         const rest = { ...request, limit: request.limit - claim.tasks.length }
         const partition = (first + i) % partitions
         const taken = await claiming(rest, partition, kinds, async (args, token) =>
-          claimOf(await run(scripts.claim, partition, kinds.names, args), token, kinds.names),
+          claimOf(await run(scripts.claim, partition, kinds.names, args), token),
         )
         merge(claim, taken)
       }
@@ -185,7 +185,7 @@ export function createRedisBroker(
           claimed = mine
           return claiming(claims, partition, kinds, async (claimArgs, token) => {
             const [accepted, taken] = await settle((resent) => [1, ...claimArgs(resent)])
-            merge(mine, claimOf(taken, token, kinds.names))
+            merge(mine, claimOf(taken, token))
             return accepted
           })
         },
@@ -416,19 +416,19 @@ function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
 }
 
 /** Reads a claim's reply: see claim.lua. */
-function claimOf(reply: unknown, token: string, kinds: readonly string[]): Claim {
+function claimOf(reply: unknown, token: string): Claim {
   const fields = reply as string[]
   const claim: Claim = { tasks: [], nextDueAt: fields[0] === '' ? null : Number(fields[0]) }
   for (let i = 1; i + 1 < fields.length; i += 2) {
     const head = fields[i] ?? ''
-    const [kind, attempt, calls, steps, started] = head.split(' ', 5)
+    const [number, started, attempts, calls, steps, priority, kind = '', progress] = head.split(' ', 8)
     // An id may have spaces in it: it is the rest.
-    const id = head.slice(`${kind} ${attempt} ${calls} ${steps} ${started} `.length)
+    const id = head.slice(`${number} ${started} ${attempts} ${calls} ${steps} ${priority} ${kind} ${progress} `.length)
     claim.tasks.push({
       id,
-      kind: kinds[Number(kind) - 1] ?? '',
+      kind,
       token,
-      attempt: Number(attempt),
+      attempt: Number(attempts) + 1,
       calls: Number(calls),
       steps: Number(steps),
       startedAt: Number(started),
@@ -453,7 +453,7 @@ function storedOf(id: string, value: unknown): Stored | null {
 /** Reads a live value: see common.lua. */
 function liveOf(text: string, pending: number): Live {
   const end = text.indexOf('\n')
-  const [state, kind = '', , attempts, calls, steps, , started, progress] = text.slice(0, end).split(' ')
+  const [state, , started, attempts, calls, steps, , kind = '', progress] = text.slice(0, end).split(' ')
   const [done, total] = (progress ?? '-').split('/').map(Number)
   return {
     state: state as Live['state'],

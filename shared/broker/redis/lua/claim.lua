@@ -1,6 +1,6 @@
 -- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
 -- number of kinds, the kinds in order of turn.
--- Returns { when the next is due or '', then for each task: "<kind> <attempt> <calls> <steps> <started> <id>", envelope }.
+-- Returns { when the next is due or '', then for each task: "<kind> <started> <rest> <id>" (rest: see common.lua), envelope }.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
   for _, kind in ipairs(claimable) do
@@ -37,12 +37,6 @@ local function takeBack(claimable, limit)
   return nextDue
 end
 
-local function answer(reply, kind, id, t)
-  local at = #reply
-  reply[at + 1] = kind .. ' ' .. t.attempts + 1 .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.started .. ' ' .. id
-  reply[at + 2] = t.envelope
-end
-
 -- What the call before, whose answer was lost, has claimed: those whose lease ends then and has this token.
 local function claimedBefore(claimable, deadline, token, reply)
   for _, kind in ipairs(claimable) do
@@ -50,7 +44,8 @@ local function claimedBefore(claimable, deadline, token, reply)
     for i, value in ipairs(fetch(LIVE, ids)) do
       local t = value and split(value)
       if t and t.token == token then
-        answer(reply, kind, ids[i], t)
+        reply[#reply + 1] = kind .. ' ' .. t.started .. ' ' .. restOf(t) .. ' ' .. ids[i]
+        reply[#reply + 1] = t.envelope
       end
     end
   end
@@ -107,21 +102,24 @@ local function claim()
     end
     local ended, taken, dropped = {}, {}, 0
     for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
+    local text, running = tostring(kind), of(kind, RUNNING)
     for i, value in ipairs(fetch(LIVE, ids)) do
-      local id, t = ids[i], value and split(value)
-      if not t and not ours[i] and not ended[id] then
+      local id, envelope, state, started, rest = ids[i], envelopes[i], nil, nil, nil
+      if value then
+        state, started, rest = string.match(value, '^(%a+) %S+ (%d+) ([^\n]*)')
+      elseif not ours[i] and not ended[id] then
         local priority = 1
         while of(kind, priority) ~= popped[1] do priority = priority + 1 end
-        t = { kind = kinds[kind], priority = priority, attempts = 0, calls = 0, steps = 0, started = '0', progress = '-',
-          state = 'queued', envelope = envelopes[i] }
+        state, started, rest = 'queued', '0', '0 0 0 ' .. priority .. ' ' .. kinds[kind] .. ' -'
       end
-      if t and t.state == 'queued' and not taken[id] then
+      if state == 'queued' and not taken[id] then
         taken[id], count = true, count + 1
-        t.state, t.token = 'running', token
-        if t.started == '0' then t.started = tostring(now) end
-        set(LIVE, id, join(t))
-        lease(of(kind, RUNNING), deadline, id)
-        answer(reply, kind, id, t)
+        if started == '0' then started = nowText end
+        set(LIVE, id, 'running ' .. token .. ' ' .. started .. ' ' .. rest .. '\n' .. envelope)
+        lease(running, deadline, id)
+        local at = #reply
+        reply[at + 1] = text .. ' ' .. started .. ' ' .. rest .. ' ' .. id
+        reply[at + 2] = envelope
       elseif ours[i] then
         dropped = dropped + 1
       end

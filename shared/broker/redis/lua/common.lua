@@ -9,20 +9,23 @@ local cursor = 0
 local function arg() cursor = cursor + 1; return ARGV[cursor] end
 local function number() return tonumber(arg()) end
 local function of(kind, key) return KEYS[5 + (kind - 1) * 11 + key] end
-local now, channels, kinds = number(), arg(), {}
+local nowText = arg()
+local now, channels, kinds = tonumber(nowText), arg(), {}
 for i = 1, number() do kinds[i] = arg() end
 
--- A live value is "<state> <kind> <priority 1-3> <attempts used> <calls> <steps> <token> <started> <progress>\n<envelope>".
+-- A live value is "<state> <token> <started> <rest>\n<envelope>", where rest is "<attempts used> <calls> <steps> <priority 1-3> <kind> <progress>".
 local function split(value)
   local stop = string.find(value, '\n', 1, true)
-  local state, kind, priority, attempts, calls, steps, token, started, progress =
-    string.match(string.sub(value, 1, stop - 1), '^(%a+) (%S+) (%d) (%d+) (%d+) (%d+) (%S+) (%d+) (%S+)$')
-  return { state = state, kind = kind, priority = tonumber(priority), attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
-    token = token, started = started, progress = progress, envelope = string.sub(value, stop + 1) }
+  local state, token, started, attempts, calls, steps, priority, kind, progress =
+    string.match(string.sub(value, 1, stop - 1), '^(%a+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d) (%S+) (%S+)$')
+  return { state = state, token = token, started = started, attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
+    priority = tonumber(priority), kind = kind, progress = progress, envelope = string.sub(value, stop + 1) }
+end
+local function restOf(t)
+  return t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.priority .. ' ' .. t.kind .. ' ' .. t.progress
 end
 local function join(t)
-  return t.state .. ' ' .. t.kind .. ' ' .. t.priority .. ' ' .. t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.token .. ' ' .. t.started
-    .. ' ' .. t.progress .. '\n' .. t.envelope
+  return t.state .. ' ' .. t.token .. ' ' .. t.started .. ' ' .. restOf(t) .. '\n' .. t.envelope
 end
 
 -- Arguments collect for each key and go out in one variadic command a key; 4,000 at a time, under Lua's limit for unpack.
@@ -43,6 +46,8 @@ local function batch(command)
   return add, flush
 end
 local function fetch(hash, ids)
+  if #ids == 0 then return {} end
+  if #ids <= 4000 then return call('HMGET', hash, unpack(ids)) end
   local values = {}
   for i = 1, #ids, 4000 do
     local part = call('HMGET', hash, unpack(ids, i, math.min(i + 3999, #ids)))
@@ -109,7 +114,8 @@ local function add(tasks, check)
   for _, t in ipairs(tasks) do
     if not known[t.id] then
       known[t.id], t.created, count = true, true, count + 1
-      set(LIVE, t.id, (t.due and 'delayed ' or 'queued ') .. kinds[t.kind] .. ' ' .. t.priority .. ' 0 ' .. (t.calls or '0 0') .. ' - 0 -\n' .. t.envelope)
+      local rest = '0 ' .. (t.calls or '0 0') .. ' ' .. t.priority .. ' ' .. kinds[t.kind] .. ' -'
+      set(LIVE, t.id, (t.due and 'delayed - 0 ' or 'queued - 0 ') .. rest .. '\n' .. t.envelope)
       if t.due then delay(of(t.kind, DELAYED), t.due, t.id) else push(of(t.kind, t.priority), t.envelope) end
       wake(t.kind, t.due)
     end

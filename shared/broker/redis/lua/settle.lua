@@ -4,18 +4,32 @@
 --   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->): number of records, (id, record) of each, the new tasks
 -- then 1 and the claim that follows, or 0.
 -- Returns { for each outcome the length of the task's history, or -1 when refused; the claim's reply or false }.
-local outcomes, ids = {}, {}
-for i = 1, number() do
-  local type, kind, parentKind, more, token = string.match(arg(), '^(%a+) (%d+) (%d+) (%S+) (.*)$')
-  local o = { type = type, token = token, kind = tonumber(kind), parentKind = tonumber(parentKind), id = arg(), parent = arg() }
+-- Outcomes of one batch mostly begin alike: each beginning is read once.
+local heads = {}
+local function readHead(text)
+  local type, kind, parentKind, more, token = string.match(text, '^(%a+) (%d+) (%d+) (%S+) (.*)$')
+  local head = { type = type, token = token, kind = tonumber(kind), parentKind = tonumber(parentKind) }
   if type == 'end' or type == 'cancel' or type == 'adopt' then
     local state, expiry = string.match(more, '^(%d+),(%S+)$')
-    o.state, o.expiry = tonumber(state), expiry
-    if type ~= 'adopt' then o.record = arg() end
-  elseif type == 'retry' then o.due = more
+    head.final, head.expiry = of(head.kind, tonumber(state)), expiry ~= '-' and expiry
+    head.free = type ~= 'end'
+  elseif type == 'retry' then head.due = more
   elseif type == 'call' then
     local calls, steps, park, wakeAt = string.match(more, '^(%d+),(%d+),(%d),(%S+)$')
-    o.calls, o.steps, o.park, o.wake, o.records = tonumber(calls), tonumber(steps), park == '1', tonumber(wakeAt), {}
+    head.calls, head.steps, head.park, head.wake = tonumber(calls), tonumber(steps), park == '1', tonumber(wakeAt)
+  end
+  heads[text] = head
+  return head
+end
+
+local outcomes, ids = {}, {}
+for i = 1, number() do
+  local text = arg()
+  local head = heads[text] or readHead(text)
+  local o = { head = head, id = arg(), parent = arg() }
+  if head.final and head.type ~= 'adopt' then o.record = arg()
+  elseif head.type == 'call' then
+    o.records = {}
     for j = 1, 2 * number() do o.records[j] = arg() end
     o.children = newTasks()
   end
@@ -29,58 +43,63 @@ local unindex, flushUnindex = batch('ZREM')
 local codes, released, ended, roots = {}, {}, {}, {}
 local HELD = { queued = 0, running = RUNNING, delayed = DELAYED, waiting = WAITING }
 
-local function finish(o, t)
+local function finish(o, head, state, calls)
   if o.record then set(TASKS, o.id, o.record) end
   forget(LIVE, o.id)
-  if t.calls > 0 then forget(PENDING, o.id) end
-  if t.state ~= 'queued' then unindex(of(o.kind, HELD[t.state]), o.id)
-  elseif o.type == 'cancel' then call('INCR', of(o.kind, DROPPED)) end
-  index(of(o.kind, o.state), now, o.id)
+  if calls ~= '0' then forget(PENDING, o.id) end
+  if state ~= 'queued' then unindex(of(head.kind, HELD[state]), o.id)
+  elseif head.type == 'cancel' then call('INCR', of(head.kind, DROPPED)) end
+  index(head.final, nowText, o.id)
   if o.parent == '' then
     roots[#roots + 1] = o.id
-    if o.expiry ~= '-' then index(EXPIRY, o.expiry, o.id) end
+    if head.expiry then index(EXPIRY, head.expiry, o.id) end
   else
-    local parents = ended[o.parentKind] or {}
-    ended[o.parentKind], parents[o.parent] = parents, (parents[o.parent] or 0) + 1
+    local parents = ended[head.parentKind] or {}
+    ended[head.parentKind], parents[o.parent] = parents, (parents[o.parent] or 0) + 1
   end
 end
 
-local function callChildren(o, t)
+local function callChildren(o, head, t)
   if #o.records > 0 then call('HSET', TASKS, unpack(o.records)) end
   local added = add(o.children, true)
-  local pending = (added > 0 or o.park) and call('HINCRBY', PENDING, o.id, added) or 0
-  t.id, t.calls, t.steps = o.id, o.calls, o.steps
-  if o.park then
-    call('ZREM', of(o.kind, RUNNING), o.id)
+  local pending = (added > 0 or head.park) and call('HINCRBY', PENDING, o.id, added) or 0
+  t.id, t.calls, t.steps = o.id, head.calls, head.steps
+  if head.park then
+    call('ZREM', of(head.kind, RUNNING), o.id)
     if pending == 0 then call('HDEL', PENDING, o.id) end
-    if pending == 0 and not o.wake then return requeue(o.kind, { t }) end
+    if pending == 0 and not head.wake then return requeue(head.kind, { t }) end
     t.state, t.token = 'waiting', '-'
-    call('ZADD', of(o.kind, WAITING), o.wake or '+inf', o.id)
-    if o.wake then wake(o.kind, o.wake) end
+    call('ZADD', of(head.kind, WAITING), head.wake or '+inf', o.id)
+    if head.wake then wake(head.kind, head.wake) end
   end
   call('HSET', LIVE, o.id, join(t))
 end
 
 for i, value in ipairs(fetch(LIVE, ids)) do
-  local o, t = outcomes[i], value and split(value)
-  local free = o.type == 'cancel' or o.type == 'adopt'
-  if not t or not (free or (t.state == 'running' and t.token == o.token)) then
+  local o, head, state, token, calls = outcomes[i], outcomes[i].head, nil, nil, nil
+  if value then state, token, calls = string.match(value, '^(%a+) (%S+) %d+ %d+ (%d+)') end
+  if not state or not (head.free or (state == 'running' and token == head.token)) then
     codes[i] = -1
+  elseif head.final then
+    finish(o, head, state, calls)
+    codes[i] = tonumber(calls)
   else
-    codes[i] = t.calls
-    if o.state then finish(o, t)
-    elseif o.type == 'retry' then
-      t.state, t.token, t.attempts, t.started = 'delayed', '-', t.attempts + 1, '0'
-      set(LIVE, o.id, join(t))
-      unindex(of(o.kind, RUNNING), o.id)
-      index(of(o.kind, DELAYED), o.due, o.id)
-      wake(o.kind, tonumber(o.due))
-    elseif o.type == 'release' then
-      unindex(of(o.kind, RUNNING), o.id)
-      released[o.kind] = released[o.kind] or {}
-      t.id = o.id
-      table.insert(released[o.kind], t)
-    else callChildren(o, t) end
+    codes[i] = 0
+    local t = split(value)
+    if head.type == 'call' then callChildren(o, head, t)
+    else
+      unindex(of(head.kind, RUNNING), o.id)
+      if head.type == 'retry' then
+        t.state, t.token, t.attempts, t.started = 'delayed', '-', t.attempts + 1, '0'
+        set(LIVE, o.id, join(t))
+        index(of(head.kind, DELAYED), head.due, o.id)
+        wake(head.kind, tonumber(head.due))
+      else
+        t.id = o.id
+        released[head.kind] = released[head.kind] or {}
+        table.insert(released[head.kind], t)
+      end
+    end
   end
 end
 flushSet(); flushForget(); flushIndex(); flushUnindex()
