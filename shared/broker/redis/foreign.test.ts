@@ -145,6 +145,7 @@ describe('foreign producers and workers', () => {
       '{"task_id":5,"payload":{}}',
       '{"task_id":"","payload":{}}',
       '{"payload":{}}',
+      '{"task_id":"two\\nlines","payload":{}}',
       '"text"',
       '\xff\xfe',
     ]

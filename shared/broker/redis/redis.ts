@@ -4,6 +4,7 @@ import type {
   Broker,
   BrokerOptions,
   Claim,
+  Claimed,
   ClaimRequest,
   KindStats,
   Live,
@@ -114,7 +115,7 @@ export function createRedisBroker(
   ): Promise<T> {
     const before = unanswered.get(partition)
     unanswered.delete(partition)
-    const { token, deadline } = before ?? { token: crypto.randomUUID(), deadline: now() + request.leaseMs }
+    const { token, deadline } = before ?? { token: newToken(), deadline: now() + request.leaseMs }
     const order = request.kinds.map((kind) => kinds.number(kind))
     const args = (resent: boolean) => [
       ...[request.limit, deadline, token, request.takeBack ? 1 : 0, resent || before ? 1 : 0, ENOUGH_BYTES],
@@ -386,8 +387,8 @@ function headArgs(
   more: string,
 ): Arg[] {
   const { id, kind, token, parent, type } = outcome
-  const parentKind = parent ? kinds.number(parent.kind) : 0
-  return [`${type} ${kinds.number(kind)} ${parentKind} ${more} ${token}`, id, parent?.id ?? '']
+  const head = `${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0} ${more} ${token}`
+  return parent ? [head, id, parent.id] : [head, id]
 }
 
 function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
@@ -419,23 +420,36 @@ function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
 function claimOf(reply: unknown, token: string): Claim {
   const fields = reply as string[]
   const claim: Claim = { tasks: [], nextDueAt: fields[0] === '' ? null : Number(fields[0]) }
-  for (let i = 1; i + 1 < fields.length; i += 2) {
-    const head = fields[i] ?? ''
-    const [number, started, attempts, calls, steps, priority, kind = '', progress] = head.split(' ', 8)
-    // An id may have spaces in it: it is the rest.
-    const id = head.slice(`${number} ${started} ${attempts} ${calls} ${steps} ${priority} ${kind} ${progress} `.length)
-    claim.tasks.push({
-      id,
-      kind,
-      token,
-      attempt: Number(attempts) + 1,
-      calls: Number(calls),
-      steps: Number(steps),
-      startedAt: Number(started),
-      envelope: fields[i + 1] ?? '',
-    })
-  }
+  for (const field of fields.slice(1)) claim.tasks.push(claimedOf(field, token))
   return claim
+}
+
+function claimedOf(field: string, token: string): Claimed {
+  const end = field.indexOf('\n')
+  const words: string[] = []
+  let at = 0
+  for (let i = 0; i < 7; i++) {
+    const space = field.indexOf(' ', at)
+    words.push(field.slice(at, space))
+    at = space + 1
+  }
+  const [started, attempts, calls, steps, , kind = ''] = words
+  return {
+    // It may have spaces in it.
+    id: field.slice(at, end),
+    kind,
+    token,
+    attempt: Number(attempts) + 1,
+    calls: Number(calls),
+    steps: Number(steps),
+    startedAt: Number(started),
+    envelope: field.slice(end + 1),
+  }
+}
+
+/** 60 random bits: tokens are compared for one task only. */
+function newToken(): string {
+  return crypto.randomUUID().replaceAll('-', '').slice(0, 16)
 }
 
 function merge(into: Claim, more: Claim): void {

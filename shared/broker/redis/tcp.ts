@@ -17,7 +17,7 @@ export function createTcpClient(options: { url: string; commandTimeoutMs?: numbe
     async eval(script, keys, args) {
       if (closed) throw new StoreUnavailable('The connection to the store is closed.')
       try {
-        await connected
+        if (main.status !== 'ready') await connected
         const sha = await script.sha()
         return await main.evalsha(sha, keys.length, ...keys, ...args).catch((error: unknown) => {
           if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error

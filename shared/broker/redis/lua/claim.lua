@@ -1,6 +1,6 @@
 -- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
 -- number of kinds, the kinds in order of turn.
--- Returns { when the next is due or '', then for each task: "<kind> <started> <rest> <id>" (rest: see common.lua), envelope }.
+-- Returns { when the next is due or '', then for each task "<started> <rest> <id>\n<envelope>" (rest: see common.lua) }.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
   for _, kind in ipairs(claimable) do
@@ -44,8 +44,7 @@ local function claimedBefore(claimable, deadline, token, reply)
     for i, value in ipairs(fetch(LIVE, ids)) do
       local t = value and split(value)
       if t and t.token == token then
-        reply[#reply + 1] = kind .. ' ' .. t.started .. ' ' .. restOf(t) .. ' ' .. ids[i]
-        reply[#reply + 1] = t.envelope
+        reply[#reply + 1] = t.started .. ' ' .. restOf(t) .. ' ' .. ids[i] .. '\n' .. t.envelope
       end
     end
   end
@@ -58,7 +57,7 @@ local function idOf(envelope)
   if id then return id, true end
   local ok, decoded = pcall(cjson.decode, envelope)
   id = ok and type(decoded) == 'table' and decoded.task_id
-  if type(id) == 'string' and #id > 0 and #id <= 256 then return id, false end
+  if type(id) == 'string' and #id > 0 and #id <= 256 and not string.find(id, '%c') then return id, false end
 end
 
 local function claim()
@@ -102,7 +101,7 @@ local function claim()
     end
     local ended, taken, dropped = {}, {}, 0
     for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
-    local text, running = tostring(kind), of(kind, RUNNING)
+    local running = of(kind, RUNNING)
     for i, value in ipairs(fetch(LIVE, ids)) do
       local id, envelope, state, started, rest = ids[i], envelopes[i], nil, nil, nil
       if value then
@@ -117,9 +116,7 @@ local function claim()
         if started == '0' then started = nowText end
         set(LIVE, id, 'running ' .. token .. ' ' .. started .. ' ' .. rest .. '\n' .. envelope)
         lease(running, deadline, id)
-        local at = #reply
-        reply[at + 1] = text .. ' ' .. started .. ' ' .. rest .. ' ' .. id
-        reply[at + 2] = envelope
+        reply[#reply + 1] = started .. ' ' .. rest .. ' ' .. id .. '\n' .. envelope
       elseif ours[i] then
         dropped = dropped + 1
       end

@@ -1,4 +1,4 @@
--- ARGV: number of outcomes; for each: "<type> <kind> <parent's kind or 0> <more> <token>", id, parent's id or '', then by type (more: what)
+-- ARGV: number of outcomes; for each: "<type> <kind> <parent's kind or 0> <more> <token>", id, parent's id if there is one, then by type (more: what)
 --   end, cancel (<final state's key number>,<expiry or ->): record     adopt (the same): nothing
 --   retry (<when due>): nothing     release (-): nothing
 --   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->): number of records, (id, record) of each, the new tasks
@@ -26,7 +26,7 @@ local outcomes, ids = {}, {}
 for i = 1, number() do
   local text = arg()
   local head = heads[text] or readHead(text)
-  local o = { head = head, id = arg(), parent = arg() }
+  local o = { head = head, id = arg(), parent = head.parentKind > 0 and arg() }
   if head.final and head.type ~= 'adopt' then o.record = arg()
   elseif head.type == 'call' then
     o.records = {}
@@ -50,7 +50,7 @@ local function finish(o, head, state, calls)
   if state ~= 'queued' then unindex(of(head.kind, HELD[state]), o.id)
   elseif head.type == 'cancel' then call('INCR', of(head.kind, DROPPED)) end
   index(head.final, nowText, o.id)
-  if o.parent == '' then
+  if not o.parent then
     roots[#roots + 1] = o.id
     if head.expiry then index(EXPIRY, head.expiry, o.id) end
   else
