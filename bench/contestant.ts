@@ -1,8 +1,8 @@
 /** One run of one contestant, in a process of its own: `bun bench/contestant.ts <name> <body> <n>` prints a line of JSON. */
 import { bodies } from './bodies.ts'
 import { entryOf } from './contestants/contestants.ts'
-import { createStage } from './measure/stage.ts'
 import { settingOf } from './measure/setting.ts'
+import { createStage } from './measure/stage.ts'
 
 const [name = '', bodyName = '', count = '1000'] = process.argv.slice(2)
 const body = bodies[bodyName]

@@ -23,7 +23,7 @@ export const open: Open = async ({ redisUrl }): Promise<Contestant> => {
       concurrency: CONCURRENCY,
       blockTimeout: 1,
     })
-    consumer.execute(async (job) => job.payload.num1 + job.payload.num2)
+    consumer.execute(async (job: { payload: Payload }) => job.payload.num1 + job.payload.num2)
     consumer.on('completed', () => stored.add(1))
     consumer.on('error', (error) => console.error(error))
     starting = consumer.start()

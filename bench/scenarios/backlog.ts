@@ -14,7 +14,12 @@ export const backlog: Scenario = {
     const many = bench.size(1_000_000, 100_000)
     const n = bench.size(50_000, 20_000)
     const rate = async (queued: number) =>
-      rateOf(await bench.run(entry, [['fill', queued], ['backlog', n]]))
+      rateOf(
+        await bench.run(entry, [
+          ['fill', queued],
+          ['backlog', n],
+        ]),
+      )
     const rounds = await alternate(bench, [entry], async () => ({ few: await rate(FEW), many: await rate(many) }))
     const of = (what: 'few' | 'many') => (rounds.of[entry.name] ?? []).map((run) => run?.[what] ?? null)
     const shown = (what: 'few' | 'many') => range(spread(of(what).filter((value) => value !== null)))

@@ -31,7 +31,8 @@ export const commands: Scenario = {
       measured: value === null ? null : { median: value, min: value, max: value },
     })
     return {
-      title: 'commands: store commands for a task, those inside scripts included (the last columns: HTTP requests over REST)',
+      title:
+        'commands: store commands for a task, those inside scripts included (the last columns: HTTP requests over REST)',
       columns: ['', ...phases.map(({ label }) => label), ...phases.map(({ label }) => `requests: ${label}`)],
       rows: rounds.entries.map(({ name, title }) => [
         title,

@@ -9,7 +9,7 @@ export const memory: Scenario = {
   async run(bench) {
     const n = bench.size(20_000, 5_000)
     const entries = bench.entries(['tasker-redis', 'bullmq', 'bee-queue'])
-    const rounds = await alternate(bench, entries, (entry) => bench.run(entry, [['memory', n]]), 1)
+    const rounds = await alternate(bench, entries, (entry) => bench.run(entry, [['memory', n]]))
     const bytes = (run: Run | null | undefined, label: string) => {
       const [empty, then] = [run?.marks['empty'], run?.marks[label]]
       return empty && then ? (then.memoryBytes - empty.memoryBytes) / n : null

@@ -23,7 +23,5 @@ export interface Report {
 
 export interface Scenario {
   readonly name: string
-  /** True when it takes too long for `--quick`, or needs more than quick gives. */
-  readonly fullOnly?: boolean
   run(bench: Bench): Promise<Report>
 }

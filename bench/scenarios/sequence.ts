@@ -5,7 +5,7 @@ import { range, ratio } from '../report/format.ts'
 import type { Goal, Scenario } from './scenario.ts'
 import { rateOf } from './throughput.ts'
 
-const GOALS: Readonly<Record<number, number>> = { 10_000: 0.5, 100_000: 0.7 }
+const GOALS: Readonly<Record<number, number>> = { 10000: 0.5, 100000: 0.7 }
 
 export const sequence: Scenario = {
   name: 'sequence',

@@ -1,5 +1,5 @@
-import type { Bench } from '../measure/bench.ts'
 import type { Entry } from '../contestants/contestants.ts'
+import type { Bench } from '../measure/bench.ts'
 import { alternate, type Rounds } from '../measure/rounds.ts'
 import type { Run } from '../measure/run.ts'
 import { pairwise, type Spread, spread } from '../measure/stats.ts'
@@ -23,7 +23,15 @@ function measure(bench: Bench, body: Body): Promise<Rounds<Run>> {
   const entries = bench.entries().filter(({ endToEndOnly }) => body === 'end-to-end' || !endToEndOnly)
   return alternate(bench, entries, async (entry) => {
     const n = sizeFor(bench, entry)
-    const run = await bench.run(entry, body === 'worker' ? [['fill', n], ['worker', n]] : [['end-to-end', n]])
+    const run = await bench.run(
+      entry,
+      body === 'worker'
+        ? [
+            ['fill', n],
+            ['worker', n],
+          ]
+        : [['end-to-end', n]],
+    )
     if (run.stored < n) throw new Error(`Only ${run.stored} of ${n} results are stored.`)
     return run
   })

@@ -21,7 +21,10 @@ export async function openBroker(
     case 'redis': {
       const { createRedisBroker } = await import('./redis/redis.ts')
       const { createTcpClient } = await import('./redis/tcp.ts')
-      return createRedisBroker(createTcpClient({ url: store.url }), { partitions, now })
+      return createRedisBroker(createTcpClient({ url: store.url, waitReplicas: store.waitReplicas }), {
+        partitions,
+        now,
+      })
     }
     case 'upstash': {
       const { createRedisBroker } = await import('./redis/redis.ts')

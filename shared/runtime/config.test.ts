@@ -80,7 +80,9 @@ describe('the store', () => {
 
   test('TCP wins over REST, REST over SQLite', () => {
     const all = { TASKER_DB: 'a.db', ...upstash, REDIS_URL: 'redis://localhost:6379' }
-    expect(loadConfig(all).store).toEqual({ type: 'redis', url: 'redis://localhost:6379' })
+    expect(loadConfig(all).store).toEqual({
+      ...{ type: 'redis', url: 'redis://localhost:6379', waitReplicas: 0 },
+    })
     expect(loadConfig({ TASKER_DB: 'a.db', ...upstash }).store).toEqual({
       type: 'upstash',
       url: 'https://x.upstash.io',

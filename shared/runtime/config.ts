@@ -44,7 +44,8 @@ export interface Config {
 
 export type StoreConfig =
   | { readonly type: 'sqlite'; readonly path: string }
-  | { readonly type: 'redis'; readonly url: string }
+  /** `waitReplicas`: replicas that must have a change before it counts as stored. */
+  | { readonly type: 'redis'; readonly url: string; readonly waitReplicas: number }
   | { readonly type: 'upstash'; readonly url: string; readonly token: string }
 
 /** Where the keys come from that seal secret fields: given, in a file that is made when it is missing, made for this process alone, or nowhere. */
@@ -104,10 +105,14 @@ const environment = z.object({
   TASKER_DB: z.string().default('.tasker/tasker.db'),
   REDIS_URL: z
     .string()
-    .regex(/^rediss?:\/\/./, 'must be a URL that begins with redis:// or rediss://')
+    .regex(
+      /^(rediss?|redis\+sentinel):\/\/./,
+      'must be a URL that begins with redis://, rediss:// or redis+sentinel://',
+    )
     .optional(),
   UPSTASH_REDIS_REST_URL: httpUrl.optional(),
   UPSTASH_REDIS_REST_TOKEN: z.string().optional(),
+  TASKER_WAIT_REPLICAS: whole(0, 100).default(0),
   TASKER_PARTITIONS: whole(1, 1024).default(1),
   TASKER_SECRET: list.pipe(z.array(z.string()).superRefine(eachIsKey)).optional(),
   TASKER_SECRET_FILE: z.string().optional(),
@@ -141,7 +146,7 @@ export function loadConfig(env: Record<string, string | undefined>): Config {
   if (!given['REDIS_URL'] && !given['UPSTASH_REDIS_REST_URL'] !== !given['UPSTASH_REDIS_REST_TOKEN']) {
     problems.push('UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN must be set together')
   }
-  if (given['REDIS_URL']?.includes(',') && Number(given['TASKER_PARTITIONS'] ?? 1) < 2) {
+  if (/^rediss?:.*,/.test(given['REDIS_URL'] ?? '') && Number(given['TASKER_PARTITIONS'] ?? 1) < 2) {
     problems.push('REDIS_URL names the nodes of a Cluster: set TASKER_PARTITIONS to 2 or more, the same everywhere')
   }
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems)
@@ -179,7 +184,7 @@ function toConfig(env: z.output<typeof environment>): Config {
 }
 
 function storeOf(env: z.output<typeof environment>): StoreConfig {
-  if (env.REDIS_URL) return { type: 'redis', url: env.REDIS_URL }
+  if (env.REDIS_URL) return { type: 'redis', url: env.REDIS_URL, waitReplicas: env.TASKER_WAIT_REPLICAS }
   if (env.UPSTASH_REDIS_REST_URL && env.UPSTASH_REDIS_REST_TOKEN) {
     return { type: 'upstash', url: env.UPSTASH_REDIS_REST_URL, token: env.UPSTASH_REDIS_REST_TOKEN }
   }

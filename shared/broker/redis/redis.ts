@@ -34,6 +34,9 @@ const KEY_OF: Record<State, number> = {
 /** A claim stops after so many bytes of envelopes, so that no answer grows over about a megabyte. */
 const ENOUGH_BYTES = 900_000
 
+/** A call that has taken so long is not sent again: somebody waits for its answer. */
+const GIVE_UP_MS = 4_000
+
 const NOTHING: Claim = { tasks: [], nextDueAt: null }
 
 /**
@@ -64,13 +67,15 @@ export function createRedisBroker(
   ) {
     const prefix = namespace + (partitions > 1 ? `{${partition}}:` : '')
     const keys = [...partitionKeys(prefix), ...kinds.flatMap((kind) => kindKeys(prefix, kind))]
+    const began = performance.now()
     for (let tries = 0; ; tries++) {
       try {
         return await client.eval(script, keys, [now(), namespace, kinds.length, ...kinds, ...args(tries > 0)])
       } catch (error) {
         if (!(error instanceof AnswerLost)) throw error
         const wait = resendAfterMs[tries]
-        if (wait === undefined || closed) throw new StoreUnavailable(`${error.message}.`, { cause: error })
+        if (wait === undefined || closed || performance.now() - began > GIVE_UP_MS)
+          throw new StoreUnavailable(`${error.message}.`, { cause: error })
         await new Promise((resolve) => setTimeout(resolve, wait))
       }
     }

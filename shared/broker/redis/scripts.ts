@@ -14,9 +14,13 @@ import sweep from './lua/sweep.lua' with { type: 'text' }
 export interface Script {
   readonly name: string
   readonly text: string
+  /** Whether it changes what must not be lost. */
+  readonly writes: boolean
   /** SHA-1 of the text, with what a client puts before it. */
   sha(prefix?: string): Promise<string>
 }
+
+const WRITING = ['enqueue', 'settle', 'retry', 'remove']
 
 /** The scripts, one for each method of the port that changes or reads the store. `settle` ends with a claim, so it carries that too. */
 export const scripts = {
@@ -38,6 +42,7 @@ function script(name: string, ...parts: string[]): Script {
   return {
     name,
     text,
+    writes: WRITING.includes(name),
     sha(prefix = '') {
       const hash = hashes.get(prefix) ?? sha1(prefix + text)
       hashes.set(prefix, hash)

@@ -3,10 +3,17 @@ import { StoreUnavailable } from '#shared/task/errors.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 
 /**
- * A client over TCP. `url` is `redis://…` or `rediss://…`; with commas between several, they are nodes of a Cluster.
+ * A client over TCP. `url` is `redis://…` or `rediss://…`; with commas between several, they are nodes of a Cluster;
+ * `redis+sentinel://host:26379,host:26379/name` asks the sentinels for the primary of that name, and follows it when it changes.
  * It connects by itself, and again when the connection is lost; meanwhile calls fail at once.
  */
-export function createTcpClient(options: { url: string; commandTimeoutMs?: number }): RedisClient {
+export function createTcpClient(options: {
+  url: string
+  commandTimeoutMs?: number
+  /** Replicas that must have a change before it counts as stored. With 0, a fail-over may lose what no replica had yet. */
+  waitReplicas?: number
+}): RedisClient {
+  const { waitReplicas = 0 } = options
   const own = settings(options.commandTimeoutMs ?? 5_000)
   const main = connect(options.url, own)
   const connected = firstAnswer(main)
@@ -19,11 +26,14 @@ export function createTcpClient(options: { url: string; commandTimeoutMs?: numbe
       try {
         if (main.status !== 'ready') await connected
         const sha = await script.sha()
-        return await main.evalsha(sha, keys.length, ...keys, ...args).catch((error: unknown) => {
+        const reply = await main.evalsha(sha, keys.length, ...keys, ...args).catch((error: unknown) => {
           if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error
           return main.eval(script.text, keys.length, ...keys, ...args)
         })
+        if (waitReplicas > 0 && script.writes) await replicated(main, waitReplicas)
+        return reply
       } catch (error) {
+        if (isReply(error) && PASSING.test(error.message)) throw new AnswerLost(`Redis cannot ${script.name} now`)
         // The client's errors carry the whole command: nothing of them but the first words goes on.
         if (isReply(error)) throw new StoreUnavailable(`Redis refused to ${script.name}: ${reason(error.message)}`)
         throw new AnswerLost(`Redis did not answer to ${script.name}`)
@@ -60,16 +70,40 @@ export function createTcpClient(options: { url: string; commandTimeoutMs?: numbe
   }
 }
 
+/** Refusals that pass: the server loads its data, has become a replica, or is being replaced. The call did not run, or is harmless to send again. */
+const PASSING = /^(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNBLOCKED)\b/
+
+/** @throws AnswerLost when too few replicas have what this connection has written, after half the time that a command may take. */
+async function replicated(connection: Redis | Cluster, replicas: number): Promise<void> {
+  const reached = await (connection as Redis).wait(replicas, CONNECT_TIMEOUT_MS / 2)
+  if (reached < replicas) throw new AnswerLost(`${reached} of ${replicas} replicas`)
+}
+
 function connect(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
-  const nodes = url.split(',').map((node) => node.trim())
-  const { enableOfflineQueue, retryStrategy, ...redisOptions } = options
-  const connection =
-    nodes.length > 1
-      ? new Cluster(nodes, { redisOptions, enableOfflineQueue, clusterRetryStrategy: retryStrategy })
-      : new Redis(url, options)
+  const connection = open(url, options)
   // A lost connection shows in the calls that fail; without a listener the client would print it as well.
   connection.on('error', () => undefined)
   return connection
+}
+
+function open(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
+  const watched = /^redis\+sentinel:\/\/(?:([^:@]*)(?::([^@]*))?@)?([^/@]+)\/(.+)$/.exec(url)
+  if (watched) {
+    const [, username = '', password = '', hosts = '', name = ''] = watched
+    const sentinels = hosts.split(',').map((host) => {
+      const [, address = host, port] = /^(.*):(\d+)$/.exec(host) ?? []
+      return { host: address, port: Number(port ?? 26_379) }
+    })
+    return new Redis({
+      ...{ ...options, sentinels, name, failoverDetector: true, sentinelRetryStrategy: options.retryStrategy },
+      ...(username === '' ? {} : { username: decodeURIComponent(username) }),
+      ...(password === '' ? {} : { password: decodeURIComponent(password) }),
+    })
+  }
+  const nodes = url.split(',').map((node) => node.trim())
+  const { enableOfflineQueue, retryStrategy, ...redisOptions } = options
+  if (nodes.length === 1) return new Redis(url, options)
+  return new Cluster(nodes, { redisOptions, enableOfflineQueue, clusterRetryStrategy: retryStrategy })
 }
 
 function settings(commandTimeout: number) {
@@ -80,6 +114,8 @@ function settings(commandTimeout: number) {
     enableOfflineQueue: false,
     commandTimeout,
     connectTimeout: CONNECT_TIMEOUT_MS,
+    // A primary that has become a replica refuses changes: the connection is made anew, to the new one.
+    reconnectOnError: (error: Error) => error.message.startsWith('READONLY'),
     retryStrategy: (times: number) => Math.min(1_000, 50 * 2 ** Math.min(times, 5)) * (0.5 + Math.random() / 2),
   }
 }
