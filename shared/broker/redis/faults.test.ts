@@ -1,9 +1,13 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { Redis } from 'ioredis'
+import sum from '#services/workers/sum/worker.ts'
+import { silentLog } from '#shared/runtime/log.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { encodeEnvelope } from '#shared/task/task.ts'
 import { startRedis } from '#shared/test/redis-server.ts'
 import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
 import { startTcpProxy, type TcpProxy } from '#shared/test/tcp-proxy.ts'
+import { createWorker } from '#shared/worker/worker.ts'
 import type { Broker, NewTask } from '../broker.ts'
 import { createRedisBroker } from './redis.ts'
 import { createTcpClient } from './tcp.ts'
@@ -92,6 +96,37 @@ test('a Redis that refuses says why, without the command', async () => {
   expect(error).toBeInstanceOf(StoreUnavailable)
   expect(String(error)).toContain('OOM')
   expect(String(error)).not.toContain('secret-payload')
+  await broker.close()
+  await server.stop()
+})
+
+test('a full Redis takes no new task, and lets those that are there be run and settled', async () => {
+  const server = await startRedis()
+  const broker = createRedisBroker(createTcpClient({ url: server.url }))
+  const redis = new Redis(server.url)
+  await broker.enqueue(['a', 'b', 'c'].map(task))
+  await redis.config('SET', 'maxmemory-policy', 'noeviction')
+  await redis.config('SET', 'maxmemory', '1')
+  const error = await broker.enqueue([task('refused')]).catch((reason: unknown) => reason)
+  expect(String(error)).toBe('StoreUnavailable: Redis refused to enqueue: OOM')
+  const { ran } = await createWorker({ broker, implementations: [sum], keyring: null, log: silentLog }).drain()
+  expect(ran).toBe(3)
+  expect((await broker.stats(['sum']))[0]).toMatchObject({ queued: 0, running: 0, succeeded: 3 })
+  expect(await broker.get(['refused'])).toEqual([null])
+  redis.disconnect()
+  await broker.close()
+  await server.stop()
+})
+
+test('a Redis that does not answer in time refuses, and does what it was told once when it wakes up', async () => {
+  const server = await startRedis()
+  const broker = createRedisBroker(createTcpClient({ url: server.url, commandTimeoutMs: 100 }), { resendAfterMs: [] })
+  await broker.enqueue([task('before')])
+  await server.kill('SIGSTOP')
+  await expect(broker.enqueue([task('late')])).rejects.toBeInstanceOf(StoreUnavailable)
+  await server.kill('SIGCONT')
+  await broker.enqueue([{ ...task('late'), fresh: false }])
+  expect((await broker.stats(['sum']))[0]).toMatchObject({ queued: 2 })
   await broker.close()
   await server.stop()
 })

@@ -40,7 +40,7 @@ local set, flushSet = batch('HSET')
 local forget, flushForget = batch('HDEL')
 local index, flushIndex = batch('ZADD')
 local unindex, flushUnindex = batch('ZREM')
-local codes, released, ended, roots = {}, {}, {}, {}
+local codes, calling, released, ended, roots = {}, {}, {}, {}, {}
 local HELD = { queued = 0, running = RUNNING, delayed = DELAYED, waiting = WAITING }
 
 local function finish(o, head, state, calls)
@@ -86,7 +86,7 @@ for i, value in ipairs(fetch(LIVE, ids)) do
   else
     codes[i] = 0
     local t = split(value)
-    if head.type == 'call' then callChildren(o, head, t)
+    if head.type == 'call' then calling[#calling + 1] = { o, head, t }
     else
       unindex(of(head.kind, RUNNING), o.id)
       if head.type == 'retry' then
@@ -102,7 +102,9 @@ for i, value in ipairs(fetch(LIVE, ids)) do
     end
   end
 end
-flushSet(); flushForget(); flushIndex(); flushUnindex()
+-- What frees memory comes first: a script whose first write does so is not refused when Redis is full.
+flushForget(); flushUnindex(); flushSet(); flushIndex()
+for _, c in ipairs(calling) do callChildren(unpack(c)) end
 for kind, tasks in pairs(released) do requeue(kind, tasks) end
 childrenEnded(ended)
 local reply = arg() == '1' and claim() or false
