@@ -1,35 +1,25 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
-import { type FinalState, PRIORITIES, rootOf, type State } from '#shared/task/task.ts'
-import type {
-  Broker,
-  BrokerOptions,
-  Claim,
-  Claimed,
-  ClaimRequest,
-  KindStats,
-  Live,
-  NewTask,
-  Outcome,
-  Stored,
-  Swept,
-  TaskEvent,
-} from '../broker.ts'
+import { rootOf, type State } from '#shared/task/task.ts'
+import type { Broker, BrokerOptions, Claim, ClaimRequest, Swept, TaskEvent } from '../broker.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
-
-type Arg = string | number
-
-/** Number of a state's key among `kindKeys`, from 1 as in Lua. */
-const KEY_OF: Record<State, number> = {
-  queued: 2,
-  running: 4,
-  delayed: 5,
-  waiting: 6,
-  succeeded: 7,
-  failed: 8,
-  cancelled: 9,
-}
+import {
+  type Arg,
+  addOutcome,
+  addStats,
+  claimOf,
+  headArgs,
+  idOfEnvelope,
+  KEY_OF,
+  type KindNumbers,
+  kindNumbers,
+  liveOf,
+  merge,
+  newTaskArgs,
+  statsOf,
+  storedOf,
+} from './wire.ts'
 
 /** A claim stops after so many bytes of envelopes, so that no answer grows over about a megabyte. */
 const ENOUGH_BYTES = 900_000
@@ -364,164 +354,6 @@ export function createRedisBroker(
   return broker
 }
 
-/** Kinds get numbers as they turn up in a call's arguments; their names become its keys. */
-type KindNumbers = ReturnType<typeof kindNumbers>
-function kindNumbers() {
-  const names: string[] = []
-  return {
-    names,
-    number(kind: string): number {
-      const known = names.indexOf(kind)
-      return known >= 0 ? known + 1 : names.push(kind)
-    },
-  }
-}
-
-function newTaskArgs(tasks: readonly NewTask[], kinds: KindNumbers): Arg[] {
-  const args: Arg[] = [tasks.length]
-  for (const { id, kind, priority, dueAt, envelope } of tasks) {
-    args.push(`${kinds.number(kind)} ${PRIORITIES.indexOf(priority) + 1} ${dueAt ?? '-'}`, id, envelope)
-  }
-  return args
-}
-
-/** What every outcome begins with: see settle.lua. */
-function headArgs(
-  outcome: Pick<Outcome, 'id' | 'kind' | 'token' | 'parent'> & { type: string },
-  kinds: KindNumbers,
-  more: string,
-): Arg[] {
-  const { id, kind, token, parent, type } = outcome
-  const head = `${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0} ${more} ${token}`
-  return parent ? [head, id, parent.id] : [head, id]
-}
-
-function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
-  switch (outcome.type) {
-    case 'end':
-      args.push(...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`), outcome.record)
-      break
-    case 'adopt':
-      args.push(...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`))
-      break
-    case 'retry':
-      args.push(...headArgs(outcome, kinds, String(outcome.at)))
-      break
-    case 'release':
-      args.push(...headArgs(outcome, kinds, '-'))
-      break
-    case 'call': {
-      const { calls, steps, park, wakeAt, records, children } = outcome
-      args.push(...headArgs(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`), records.length)
-      for (const { id, record } of records) args.push(id, record)
-      // Not by spreading: a part of a fan-out has more arguments than fit on a stack.
-      for (const arg of newTaskArgs(children, kinds)) args.push(arg)
-      break
-    }
-  }
-}
-
-/** Reads a claim's reply: see claim.lua. */
-function claimOf(reply: unknown, token: string): Claim {
-  const fields = reply as string[]
-  const claim: Claim = { tasks: [], nextDueAt: fields[0] === '' ? null : Number(fields[0]) }
-  for (const field of fields.slice(1)) claim.tasks.push(claimedOf(field, token))
-  return claim
-}
-
-function claimedOf(field: string, token: string): Claimed {
-  const end = field.indexOf('\n')
-  const words: string[] = []
-  let at = 0
-  for (let i = 0; i < 7; i++) {
-    const space = field.indexOf(' ', at)
-    words.push(field.slice(at, space))
-    at = space + 1
-  }
-  const [started, attempts, calls, steps, , kind = ''] = words
-  return {
-    // It may have spaces in it.
-    id: field.slice(at, end),
-    kind,
-    token,
-    attempt: Number(attempts) + 1,
-    calls: Number(calls),
-    steps: Number(steps),
-    startedAt: Number(started),
-    envelope: field.slice(end + 1),
-  }
-}
-
-/** 60 random bits: tokens are compared for one task only. */
-function newToken(): string {
-  return crypto.randomUUID().replaceAll('-', '').slice(0, 16)
-}
-
-function merge(into: Claim, more: Claim): void {
-  into.tasks.push(...more.tasks)
-  if (more.nextDueAt !== null) into.nextDueAt = Math.min(into.nextDueAt ?? more.nextDueAt, more.nextDueAt)
-}
-
-function storedOf(id: string, value: unknown): Stored | null {
-  if (typeof value === 'string') return { id, record: value, live: null }
-  if (!Array.isArray(value)) return null
-  const [text, pending] = value as [string, string]
-  return { id, record: null, live: liveOf(text, Number(pending)) }
-}
-
-/** Reads a live value: see common.lua. */
-function liveOf(text: string, pending: number): Live {
-  const end = text.indexOf('\n')
-  const [state, , started, attempts, calls, steps, , kind = '', progress] = text.slice(0, end).split(' ')
-  const [done, total] = (progress ?? '-').split('/').map(Number)
-  return {
-    state: state as Live['state'],
-    kind,
-    attempts: Number(attempts),
-    calls: Number(calls),
-    steps: Number(steps),
-    pending,
-    startedAt: Number(started) || null,
-    progress: done !== undefined && total !== undefined ? { done, total } : null,
-    envelope: text.slice(end + 1),
-  }
-}
-
-function statsOf(kind: string, row: readonly unknown[]): KindStats {
-  const at = (i: number) => Number(row[i] ?? 0)
-  return {
-    kind,
-    queued: Math.max(0, at(0) + at(1) + at(2) - at(12)),
-    running: at(3),
-    delayed: at(4),
-    waiting: at(5),
-    succeeded: at(6),
-    failed: at(7),
-    cancelled: at(8),
-    broken: at(9),
-    lastMinute: { succeeded: at(10), failed: at(11) },
-    oldest: row.slice(13).filter((envelope) => typeof envelope === 'string'),
-  }
-}
-
-const COUNTS = ['queued', 'running', 'waiting', 'delayed', 'succeeded', 'failed', 'cancelled', 'broken'] as const
-
-function addStats(a: KindStats, b: KindStats): KindStats {
-  const sum = { ...a, oldest: [...a.oldest, ...b.oldest] }
-  for (const count of COUNTS) sum[count] += b[count]
-  const lastMinute = (state: Exclude<FinalState, 'cancelled'>) => a.lastMinute[state] + b.lastMinute[state]
-  return { ...sum, lastMinute: { succeeded: lastMinute('succeeded'), failed: lastMinute('failed') } }
-}
-
-function idOfEnvelope(envelope: string): string[] {
-  try {
-    const { task_id: id } = JSON.parse(envelope) as { task_id?: unknown }
-    return typeof id === 'string' ? [id] : []
-  } catch {
-    return []
-  }
-}
-
 /** FNV-1a of the root's id: every language can compute it in three lines. */
 export function partitionOf(id: string, partitions: number): number {
   let hash = 0x811c9dc5
@@ -529,4 +361,9 @@ export function partitionOf(id: string, partitions: number): number {
     hash = Math.imul(hash ^ byte, 0x01000193) >>> 0
   }
   return hash % partitions
+}
+
+/** 60 random bits: tokens are compared for one task only. */
+function newToken(): string {
+  return crypto.randomUUID().replaceAll('-', '').slice(0, 16)
 }
