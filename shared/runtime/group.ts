@@ -21,24 +21,32 @@ export function createGroup<In, Out>(
     maxWeight?: number
     /** Resolves when the first commit after a pause may go: by default after the microtasks that are queued. */
     gather?: () => Promise<void>
+    /** When so many items wait, a second commit may go beside the one that is under way: it keeps a store busy that answers as fast as it is asked. */
+    secondAt?: number
   },
 ): Group<In, Out> {
-  const { gather = () => Promise.resolve() } = options
+  const { gather = () => Promise.resolve(), secondAt = Number.POSITIVE_INFINITY } = options
   const waiting: Entry<In, Out>[] = []
-  let running = false
+  let waitingItems = 0
+  let running = 0
 
   async function run(): Promise<void> {
     await gather()
-    while (waiting.length > 0) await commitEntries(nextEntries(waiting, options), commit)
-    running = false
+    while (waiting.length > 0 && (running === 1 || waitingItems >= secondAt)) {
+      const entries = nextEntries(waiting, options)
+      for (const { items } of entries) waitingItems -= items.length
+      await commitEntries(entries, commit)
+    }
+    running--
   }
 
   return (items) => {
     if (items.length === 0) return Promise.resolve([])
     return new Promise((resolve, reject) => {
       waiting.push({ items, resolve, reject })
-      if (running) return
-      running = true
+      waitingItems += items.length
+      if (running >= (waitingItems >= secondAt ? 2 : 1)) return
+      running++
       void run()
     })
   }

@@ -62,6 +62,7 @@ const TICK_MS = 250
 /** Outcomes, and characters in them, that are settled in one call. */
 const MAX_SETTLE = 1_000
 const MAX_SETTLE_CHARS = 500_000
+const SECOND_SETTLE_AT = 100
 
 /** A worker for some kinds. Outcomes are settled together, and one settle brings the next tasks. */
 export function createWorker(options: WorkerOptions): Worker {
@@ -122,7 +123,7 @@ export function createWorker(options: WorkerOptions): Worker {
         const lost = new Set(refused)
         return outcomes.map(({ id }) => !lost.has(id))
       }),
-    { maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather: nextTurn },
+    { maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather: nextTurn, secondAt: SECOND_SETTLE_AT },
   )
 
   /** Makes a call again until the store is back: a result in hand is never thrown away. Gives up only when a stop's grace is over. */
