@@ -70,9 +70,19 @@ async function replayGroup(broker: Broker, parent: Parent, group: CallGroup): Pr
   })
   const known = open.filter((i) => group.first + i < parent.calls)
   const missing = open.slice(known.length)
-  for (let from = 0; from < known.length; from += PART_TASKS) {
+  const load = (from: number) => {
     const part = known.slice(from, from + PART_TASKS)
-    const stored = await broker.get(part.map((i) => childId(parent.id, group.first + i)))
+    const stored = broker.get(part.map((i) => childId(parent.id, group.first + i)))
+    // Nobody awaits it when the part before it fails the task.
+    stored.catch(() => undefined)
+    return { part, stored }
+  }
+  // The next part is on its way while this one is read.
+  let next = known.length > 0 ? load(0) : null
+  for (let from = PART_TASKS; next; from += PART_TASKS) {
+    const { part } = next
+    const stored = await next.stored
+    next = from < known.length ? load(from) : null
     part.forEach((i, at) => {
       const child = stored[at]
       if (child?.record) group.results[i] = resultOf(parent, group, i, child.record)
