@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
+import { countWrites } from '#shared/test/monitor.ts'
 import { endProcesses, freePort, startProcess, type TestProcess } from '#shared/test/process.ts'
 import { startRedis } from '#shared/test/redis-server.ts'
 import { startTcpProxy } from '#shared/test/tcp-proxy.ts'
@@ -142,25 +143,10 @@ describe('a process for each service on Redis', () => {
     return { dir, redis, creator, manager, worker, workers }
   }
 
-  /** Counts how often a final record is written for each id, whoever writes it. */
-  async function countCommits(url: string): Promise<Map<string, number>> {
-    const commits = new Map<string, number>()
-    const redis = new Redis(url)
-    const monitor = await redis.monitor()
-    cleanups.push(() => {
-      monitor.disconnect()
-      redis.disconnect()
-    })
-    monitor.on('monitor', (_time: string, [command, key, ...fields]: string[]) => {
-      if (command?.toLowerCase() !== 'hset' || key !== 'tasks') return
-      for (let i = 0; i < fields.length; i += 2) commits.set(fields[i] ?? '', (commits.get(fields[i] ?? '') ?? 0) + 1)
-    })
-    return commits
-  }
-
   test('a worker that is killed, and one that sleeps over its lease, neither lose nor repeat a sum', async () => {
     const { redis, creator, manager, worker, workers } = await fleet(['sequence', 'sum'])
-    const commits = await countCommits(redis.url)
+    const commits = await countWrites(redis.url, 'tasks')
+    cleanups.push(() => commits.close())
     const n = 20_000
     const id = await create(creator, '/sequence', { n })
     const stats = new Redis(redis.url)
@@ -190,8 +176,9 @@ describe('a process for each service on Redis', () => {
     sleeper.kill('SIGTERM')
     expect(await sleeper.ended).toBe(0)
     expect(await succeededSums(manager)).toBe(n)
-    expect([...commits.values()].filter((count) => count !== 1)).toEqual([])
-    expect(commits.size).toBe(n + 1)
+    await commits.caughtUp()
+    expect([...commits.writes.values()].filter((count) => count !== 1)).toEqual([])
+    expect(commits.writes.size).toBe(n + 1)
   }, 90_000)
 
   test('Redis away: 503 and nothing accepted, and everybody goes on by themselves when it is back', async () => {

@@ -144,7 +144,7 @@ describe('removeTree', () => {
     }
     await cancelTree({ ...deps, broker: { ...late, cancel: once(late.cancel, broker.cancel) } }, 'r')
     const [root] = await broker.get(['r'])
-    expect(readRecord(root?.record ?? '')?.calls).toBe(0)
+    expect(readRecord(root?.record ?? '')?.calls).toBeUndefined()
     expect(await states('r.0', 'r.1', 'r.2')).toEqual(Array(3).fill('cancelled'))
     await removeTree(deps, 'r')
     expect(await states('r', 'r.0', 'r.1', 'r.2')).toEqual([null, null, null, null])
@@ -194,7 +194,7 @@ describe('sweepOnce', () => {
     const { broker, deps, now } = setup()
     const adopted: unknown[] = []
     const parent = { id: 'r', kind: 'sequence' }
-    const envelope = (more: object) => JSON.stringify({ task_id: 'x', payload: {}, ...more })
+    const envelope = (more: object) => JSON.stringify({ task_id: 'x', v: 1, payload: {}, ...more })
     const foreign: Broker = {
       ...broker,
       sweep: async () => ({

@@ -1,5 +1,4 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
-import { Redis } from 'ioredis'
 import { contracts } from '#services/workers/contracts.ts'
 import { createImplementations } from '#services/workers/implementations.ts'
 import sequence from '#services/workers/sequence/worker.ts'
@@ -10,6 +9,7 @@ import { StoreUnavailable } from '#shared/task/errors.ts'
 import { encodeEnvelope } from '#shared/task/task.ts'
 import { type Fault, type HttpProxy, startHttpProxy } from '#shared/test/http-proxy.ts'
 import { manualClock } from '#shared/test/manual-clock.ts'
+import { countWrites } from '#shared/test/monitor.ts'
 import { type RestEndpoint, startRestEndpoint } from '#shared/test/rest-endpoint.ts'
 import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
 import { createWorker } from '#shared/worker/worker.ts'
@@ -289,13 +289,7 @@ describe('a mixed fleet', () => {
     const namespace = randomNamespace()
     const rest = restBroker(namespace)
     const tcp = createRedisBroker(createTcpClient({ url: redisTestUrl() }), { namespace })
-    const commits = new Map<string, number>()
-    const redis = new Redis(redisTestUrl())
-    const monitor = await redis.monitor()
-    monitor.on('monitor', (_time: string, [command, key, ...fields]: string[]) => {
-      if (command?.toLowerCase() !== 'hset' || key !== `${namespace}tasks`) return
-      for (let i = 0; i < fields.length; i += 2) commits.set(fields[i] ?? '', (commits.get(fields[i] ?? '') ?? 0) + 1)
-    })
+    const commits = await countWrites(redisTestUrl(), `${namespace}tasks`)
     const ran = { rest: 0, tcp: 0 }
     const worker = (broker: Broker, name: 'rest' | 'tcp') =>
       createWorker({
@@ -320,13 +314,11 @@ describe('a mixed fleet', () => {
     expect((await tcp.get(ids)).every((stored) => stored?.record?.includes('"result":"2"'))).toBe(true)
     expect(ran.rest + ran.tcp).toBe(2_000)
     expect(Math.min(ran.rest, ran.tcp)).toBeGreaterThan(0)
-    // The monitor tells of everything that came before its own next command.
-    await redis.ping()
-    while (commits.size < 2_000) await redis.ping()
-    expect([...commits.values()].every((count) => count === 1)).toBe(true)
+    await commits.caughtUp()
+    expect(commits.writes.size).toBe(2_000)
+    expect([...commits.writes.values()].every((count) => count === 1)).toBe(true)
     expect(await sweepOnce({ broker: tcp, contracts, now: Date.now }, 10)).toEqual({ expired: 0, adopted: 0 })
-    monitor.disconnect()
-    redis.disconnect()
+    commits.close()
     await Promise.all([rest.close(), tcp.close()])
   }, 30_000)
 })

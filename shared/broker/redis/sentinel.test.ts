@@ -46,7 +46,7 @@ describe.skipIf(!hasRedis)('a fail-over of Redis Sentinel under load', () => {
     // Each must know the replicas and the other sentinels before the primary may go.
     for (const { port } of sentinels) await untilKnown(port)
     url = `redis+sentinel://${sentinels.map(({ port }) => `127.0.0.1:${port}`).join(',')}/${NAME}`
-  }, 60_000)
+  }, 120_000)
 
   afterAll(async () => {
     await endProcesses()
@@ -114,5 +114,5 @@ describe.skipIf(!hasRedis)('a fail-over of Redis Sentinel under load', () => {
     stop.abort()
     await loop
     await broker.close()
-  }, 60_000)
+  }, 180_000)
 })

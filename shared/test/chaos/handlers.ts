@@ -1,0 +1,62 @@
+import { appendFileSync } from 'node:fs'
+import { sequence } from '#services/workers/sequence/contract.ts'
+import sequenceWorker from '#services/workers/sequence/worker.ts'
+import sumWorker from '#services/workers/sum/worker.ts'
+import { ChildFailed, PermanentError } from '#shared/task/errors.ts'
+import { type Implementation, implement } from '#shared/worker/implement.ts'
+import { doomed, flaky, MANY_ATTEMPTS, rescue, slow, steps, tree } from './kinds.ts'
+
+/** The handlers of all kinds of a run. Every step that runs leaves a line in `stepsFile`: its task, its name, what it gave. */
+export function chaosImplementations(stepsFile: string): readonly Implementation[] {
+  return [
+    sumWorker,
+    sequenceWorker,
+    implement(tree, async ({ depth, width, n }, ctx) => {
+      if (depth === 0) return ctx.call(sequence, { n }, { maxAttempts: MANY_ATTEMPTS })
+      const parts = await ctx.map(
+        tree,
+        Array.from({ length: width }, () => ({ depth: depth - 1, width, n })),
+      )
+      return parts.reduce((sum, part) => sum + part, 0)
+    }),
+    implement(flaky, ({ fails, value }, ctx) => {
+      if (ctx.attempt <= fails) throw new Error(`Attempt ${ctx.attempt} fails.`)
+      return value
+    }),
+    implement(doomed, ({ reason }) => {
+      throw new PermanentError(reason, { code: 'doomed', statusCode: 418 })
+    }),
+    implement(rescue, async ({ reason }, ctx) => {
+      try {
+        await ctx.call(doomed, { reason })
+        return 'nothing to catch'
+      } catch (error) {
+        if (!(error instanceof ChildFailed)) throw error
+        return `caught ${error.code}: ${error.message}`
+      }
+    }),
+    implement(slow, async ({ ms, value }, ctx) => {
+      await new Promise<void>((resolve, reject) => {
+        const timer = setTimeout(resolve, ms)
+        ctx.signal.addEventListener('abort', () => {
+          clearTimeout(timer)
+          reject(ctx.signal.reason)
+        })
+      })
+      return value
+    }),
+    implement(steps, async ({ count, napMs }, ctx) => {
+      const given: string[] = []
+      for (let i = 0; i < count; i++) {
+        const value = await ctx.step(`step ${i}`, () => {
+          const made = crypto.randomUUID()
+          appendFileSync(stepsFile, `${JSON.stringify({ id: ctx.taskId, step: `step ${i}`, value: made })}\n`)
+          return made
+        })
+        given.push(value)
+        if (napMs > 0) await ctx.sleep(napMs)
+      }
+      return given
+    }),
+  ]
+}

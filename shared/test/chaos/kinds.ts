@@ -1,0 +1,113 @@
+import * as z from 'zod'
+import { sequence } from '#services/workers/sequence/contract.ts'
+import { sum } from '#services/workers/sum/contract.ts'
+import { type Contract, defineTask } from '#shared/task/define.ts'
+
+/** Attempts that no run of faults uses up: what fails for good, fails by its own will. */
+export const MANY_ATTEMPTS = 100
+const retry = { maxAttempts: MANY_ATTEMPTS, backoffMs: 50, maxBackoffMs: 400 }
+
+export const tree = defineTask({
+  kind: 'tree',
+  description: 'Adds up `width` trees of a lower depth; at depth 0 it is a sequence.',
+  input: z.object({ depth: z.int().min(0), width: z.int().min(1), n: z.int().min(0) }),
+  output: z.number(),
+  retry,
+})
+
+export const flaky = defineTask({
+  kind: 'flaky',
+  description: 'Fails in its first attempts.',
+  input: z.object({ fails: z.int().min(0), value: z.number() }),
+  output: z.number(),
+  retry,
+})
+
+export const doomed = defineTask({
+  kind: 'doomed',
+  description: 'Fails for good.',
+  input: z.object({ reason: z.string() }),
+  output: z.null(),
+  retry,
+})
+
+export const rescue = defineTask({
+  kind: 'rescue',
+  description: 'Calls what fails for good, and catches that.',
+  input: z.object({ reason: z.string() }),
+  output: z.string(),
+  retry,
+})
+
+export const slow = defineTask({
+  kind: 'slow',
+  description: 'Takes its time.',
+  input: z.object({ ms: z.int().min(0), value: z.number() }),
+  output: z.number(),
+  retry,
+})
+
+export const steps = defineTask({
+  kind: 'steps',
+  description: 'Takes steps whose results nobody can foresee, with naps between them.',
+  input: z.object({ count: z.int().min(1), napMs: z.int().min(0) }),
+  output: z.array(z.string()),
+  retry,
+})
+
+/** All kinds of a run: the two real ones, and those that are made to be hurt. */
+export const chaosContracts: Readonly<Record<string, Contract>> = Object.fromEntries(
+  [sum, sequence, tree, flaky, doomed, rescue, slow, steps].map((contract) => [contract.kind, contract as Contract]),
+)
+
+/** A task to create, and what is known of it beforehand. */
+export type Spec =
+  | { kind: 'sum'; payload: { num1: number; num2: number } }
+  | { kind: 'sequence'; payload: { n: number } }
+  | { kind: 'tree'; payload: { depth: number; width: number; n: number } }
+  | { kind: 'flaky'; payload: { fails: number; value: number } }
+  | { kind: 'doomed'; payload: { reason: string } }
+  | { kind: 'rescue'; payload: { reason: string } }
+  | { kind: 'slow'; payload: { ms: number; value: number } }
+  | { kind: 'steps'; payload: { count: number; napMs: number } }
+
+const total = (n: number) => (n * (n + 1)) / 2
+
+/** How a task must end: with this result, with an error of this type, or (null) with a result that only its history knows. */
+export function expected(spec: Spec): { result: unknown } | { error: string } | null {
+  switch (spec.kind) {
+    case 'sum':
+      return { result: spec.payload.num1 + spec.payload.num2 }
+    case 'sequence':
+      return { result: total(spec.payload.n) }
+    case 'tree':
+      return { result: spec.payload.width ** spec.payload.depth * total(spec.payload.n) }
+    case 'flaky':
+    case 'slow':
+      return { result: spec.payload.value }
+    case 'rescue':
+      return { result: `caught doomed: ${spec.payload.reason}` }
+    case 'doomed':
+      return { error: 'doomed' }
+    case 'steps':
+      return null
+  }
+}
+
+/** Tasks that a creation makes in all, its descendants included. */
+export function tasksIn(spec: Spec): number {
+  switch (spec.kind) {
+    case 'sequence':
+      return 1 + spec.payload.n
+    case 'tree': {
+      const { depth, width, n } = spec.payload
+      let nodes = 0
+      for (let level = 0; level <= depth; level++) nodes += width ** level
+      return nodes + width ** depth * (1 + n)
+    }
+    case 'rescue':
+      return 2
+    default:
+      return 1
+  }
+}

@@ -1,0 +1,129 @@
+import { type Spec, tasksIn } from './kinds.ts'
+import type { Random } from './random.ts'
+
+/** One creation over HTTP: a task, or a batch of sums. */
+export interface Creation {
+  /** Milliseconds since the start. */
+  readonly at: number
+  readonly specs: readonly Spec[]
+  readonly options: { priority?: 'high' | 'low'; delay_ms?: number }
+  /** With a key it is sent until it is acknowledged, and all times are one task. */
+  readonly key: string | null
+  /** Milliseconds after the acknowledgement at which it is cancelled. */
+  readonly cancelAfterMs: number | null
+}
+
+/** Creations whose tasks are about `tasks` in all, spread over `spanMs`. */
+export function planCreations(random: Random, tasks: number, spanMs: number): Creation[] {
+  const creations: Omit<Creation, 'at'>[] = []
+  let planned = 0
+  while (planned < tasks) {
+    const specs = drawSpecs(random)
+    const single = specs.length === 1
+    const delayed = single && random.next() < 0.15
+    const priority = single ? random.weighted({ normal: 8, high: 1, low: 1 }) : 'normal'
+    creations.push({
+      specs,
+      options: {
+        ...(priority === 'normal' ? {} : { priority }),
+        ...(delayed ? { delay_ms: random.whole(1, 1_500) } : {}),
+      },
+      key: single && random.next() < 0.6 ? `key-${creations.length}-${random.whole(0, 2 ** 31)}` : null,
+      cancelAfterMs: single && random.next() < 0.06 ? random.whole(0, 300) : null,
+    })
+    planned += specs.reduce((sum, spec) => sum + tasksIn(spec), 0)
+  }
+  return creations.map((creation, i) => ({ ...creation, at: (i / creations.length) * spanMs }))
+}
+
+function drawSpecs(random: Random): Spec[] {
+  const value = random.whole(0, 1_000_000)
+  const reason = `reason ${value}`
+  const sum = (): Spec => ({ kind: 'sum', payload: { num1: random.whole(0, 1_000_000), num2: random.whole(0, 99) } })
+  switch (
+    random.weighted({ sum: 30, sums: 5, sequence: 14, tree: 6, flaky: 9, doomed: 5, rescue: 7, slow: 9, steps: 15 })
+  ) {
+    case 'sum':
+      return [sum()]
+    case 'sums':
+      return Array.from({ length: random.whole(2, 60) }, sum)
+    case 'sequence':
+      return [{ kind: 'sequence', payload: { n: random.whole(0, 40) } }]
+    case 'tree':
+      return [
+        { kind: 'tree', payload: { depth: random.whole(0, 2), width: random.whole(1, 3), n: random.whole(1, 8) } },
+      ]
+    case 'flaky':
+      return [{ kind: 'flaky', payload: { fails: random.whole(1, 4), value } }]
+    case 'doomed':
+      return [{ kind: 'doomed', payload: { reason } }]
+    case 'rescue':
+      return [{ kind: 'rescue', payload: { reason } }]
+    case 'slow':
+      return [{ kind: 'slow', payload: { ms: random.whole(10, 600), value } }]
+    case 'steps':
+      return [{ kind: 'steps', payload: { count: random.whole(1, 4), napMs: random.pick([0, 0, 20, 150]) } }]
+  }
+}
+
+const FAULT_WEIGHTS = {
+  /** kill -9 of a process of Tasker's, started again a little later. */
+  kill: 10,
+  /** SIGTERM: what a deployment does. */
+  terminate: 3,
+  /** SIGSTOP, and SIGCONT after `forMs`: sometimes longer than a lease. */
+  pause: 8,
+  /** All connections of a process to Redis are cut. */
+  cut: 12,
+  /** Redis acts, and its next answer to a process is lost with the connection. */
+  'lose answer': 20,
+  /** A process does not reach Redis for `forMs`. */
+  partition: 5,
+  /** The clock of a process jumps. */
+  clock: 10,
+  /** kill -9 of Redis, started again on the same files. */
+  'redis kill': 2,
+  /** Redis is killed, and what it had not yet synced is gone: with `everysec` only. */
+  'redis power cut': 2,
+  /** SIGSTOP of Redis for `forMs`. */
+  'redis pause': 2,
+} as const
+
+export type FaultType = keyof typeof FAULT_WEIGHTS
+
+export interface Fault {
+  /** Milliseconds since the start. */
+  readonly at: number
+  readonly type: FaultType
+  /** Which process, as a number to be taken modulo those that there are. */
+  readonly target: number
+  readonly forMs: number
+  /** For a clock: its offset, from -1 to 1 of what is allowed. For a power cut: how much of the last second is gone. */
+  readonly amount: number
+}
+
+/** Faults spread over `spanMs`, one every `everyMs` or so. Redis dies at least once. */
+export function planFaults(
+  random: Random,
+  options: { spanMs: number; everyMs: number; leaseMs: number; types: readonly FaultType[] },
+): Fault[] {
+  const { spanMs, everyMs, leaseMs, types } = options
+  const weights = Object.fromEntries(types.map((type) => [type, FAULT_WEIGHTS[type]])) as Record<FaultType, number>
+  const faults: Fault[] = []
+  // Each type comes once for certain, spread over the run; the rest is chance.
+  const certain = types.map((type, i) => ({ type, at: ((i + 0.5) / types.length) * spanMs }))
+  for (let at = everyMs; at < spanMs; at += everyMs * (0.5 + random.next())) faults.push(draw(random.weighted(weights), at))
+  for (const { type, at } of certain) faults.push(draw(type, at))
+  return faults.toSorted((a, b) => a.at - b.at)
+
+  function draw(type: FaultType, at: number): Fault {
+    const long = random.next() < 0.3
+    const longest = type === 'pause' ? (long ? 1.5 * leaseMs : 500) : type === 'redis pause' && long ? 6_000 : 800
+    return {
+      ...{ at, type },
+      target: random.whole(0, 999),
+      forMs: random.whole(50, Math.min(longest, spanMs / 4)),
+      amount: random.next() * 2 - 1,
+    }
+  }
+}
