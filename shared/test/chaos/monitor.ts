@@ -1,0 +1,97 @@
+import { connect, type Socket } from 'node:net'
+import type { Commit } from './recording.ts'
+
+/** What MONITOR told of one life of a Redis. */
+export interface Monitor {
+  readonly commits: Commit[]
+  /** Root's id → when it was stored first. */
+  readonly stored: Map<string, number>
+  /** Resolves when all that Redis has sent was read; after `ended`, that was all. */
+  readonly ended: Promise<void>
+  close(): void
+}
+
+/** Follows what a Redis does, from now on. Redis tells it before it answers those who asked for it. */
+export async function startMonitor(port: number): Promise<Monitor> {
+  const reader = createMonitorReader()
+  const socket: Socket = connect(port, '127.0.0.1')
+  socket.setNoDelay(true)
+  const started = Promise.withResolvers<void>()
+  const ended = Promise.withResolvers<void>()
+  let rest = ''
+  socket.on('connect', () => socket.write('MONITOR\r\n'))
+  socket.on('error', (error) => started.reject(error))
+  socket.on('close', () => ended.resolve())
+  socket.on('data', (data) => {
+    const lines = (rest + data.toString('latin1')).split('\r\n')
+    rest = lines.pop() ?? ''
+    for (const line of lines) {
+      if (line === '+OK') started.resolve()
+      else reader.read(line)
+    }
+  })
+  await started.promise
+  return { commits: reader.commits, stored: reader.stored, ended: ended.promise, close: () => socket.destroy() }
+}
+
+/**
+ * Reads lines of MONITOR. A script's own call comes first, with its arguments: there stands by which token a task is ended. The commands
+ * inside follow: there stand the token that holds a task (its live value) and each final record.
+ */
+export function createMonitorReader() {
+  const commits: Commit[] = []
+  const stored = new Map<string, number>()
+  const holders = new Map<string, string>()
+  let ending = new Map<string, string>()
+
+  function read(line: string): void {
+    const inner = line.includes(' lua] ')
+    if (!inner && !/\] "(evalsha|eval)"/i.test(line)) return
+    if (!inner) {
+      ending = endings(line)
+      return
+    }
+    if (!/ lua\] "(HSET|HDEL)" "[^"]*tasks(:live)?"/i.test(line)) return
+    const [command = '', key = '', ...fields] = argumentsOf(line)
+    const at = Number(line.slice(1, line.indexOf(' '))) * 1000
+    const live = key.endsWith('tasks:live')
+    if (command.toUpperCase() !== 'HSET') return
+    for (let i = 0; i + 1 < fields.length; i += 2) {
+      const [id = '', value = ''] = fields.slice(i, i + 2)
+      if (!live) {
+        commits.push({ id, at, record: value, token: ending.get(id) ?? null, holder: holders.get(id) ?? null })
+        continue
+      }
+      const [, token = '-'] = value.split(' ', 2)
+      holders.set(id, token)
+      if (!id.includes('.') && !stored.has(id)) stored.set(id, at)
+    }
+  }
+  return { commits, stored, read }
+}
+
+/** Of a call of settle: id → the token by which it is ended. The head of an outcome stands before the id (settle.lua). */
+function endings(line: string): Map<string, string> {
+  const found = new Map<string, string>()
+  if (!line.includes('"end ')) return found
+  const args = argumentsOf(line)
+  args.forEach((arg, i) => {
+    const [, token] = /^end \d+ \d+ \S+ (\S+)$/.exec(arg) ?? []
+    if (token !== undefined) found.set(args[i + 1] ?? '', token)
+  })
+  return found
+}
+
+function argumentsOf(line: string): string[] {
+  return Array.from(line.matchAll(/"((?:[^"\\]|\\.)*)"/g), ([, text = '']) => unescaped(text))
+}
+
+const ESCAPES: Record<string, string> = { n: '\n', r: '\r', t: '\t', a: '\x07', b: '\b' }
+
+function unescaped(text: string): string {
+  if (!text.includes('\\')) return text
+  const bytes = text.replaceAll(/\\(?:x([0-9a-f]{2})|(.))/g, (_, hex: string | undefined, letter: string) =>
+    hex === undefined ? (ESCAPES[letter] ?? letter) : String.fromCharCode(Number.parseInt(hex, 16)),
+  )
+  return Buffer.from(bytes, 'latin1').toString('utf8')
+}
