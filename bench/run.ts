@@ -55,7 +55,7 @@ try {
 }
 
 async function measure(bench: Bench): Promise<void> {
-  const date = new Date().toISOString().slice(0, 16).replace(':', '')
+  const date = new Date().toISOString().slice(0, 19).replaceAll(':', '')
   const where = await environment(bench)
   console.log(`${where['cpu']}, ${where['cpus']} CPUs; Bun ${where['bun']}, Redis ${where['redis']}; ${rounds} rounds`)
   for (const { entry, reason } of bench.skipped) console.log(`Skipped: ${entry.title}: ${reason}`)

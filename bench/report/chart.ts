@@ -14,8 +14,10 @@ const STYLE = `<style>text{fill:#1f2328}@media(prefers-color-scheme:dark){text{f
 
 /** A bar chart as SVG, the longest bar first. Nothing is fetched, neither here nor by the reader. */
 export async function drawBars(options: { title: string; bars: readonly Bar[] }): Promise<string> {
-  const bars = options.bars.map((bar) => ({ ...bar, label: `${Number(bar.value.toPrecision(3))} ×` }))
-  const y = { field: 'title', type: 'nominal', sort: '-x', title: null } as const
+  const bars = options.bars
+    .map((bar) => ({ ...bar, label: `${Number(bar.value.toPrecision(3))} ×` }))
+    .toSorted((a, b) => b.value - a.value)
+  const y = { field: 'title', type: 'nominal', sort: bars.map(({ title }) => title), title: null } as const
   const spec: TopLevelSpec = {
     width: 460,
     height: { step: 28 },

@@ -7,7 +7,7 @@ import type { Scenario } from './scenario.ts'
 export const create: Scenario = {
   name: 'create',
   async run(bench) {
-    const seconds = bench.size(5, 2) > 5 ? 1 : bench.size(5, 2)
+    const seconds = bench.options.n !== null ? 1 : bench.size(5, 1)
     const servers = []
     for (const file of ['services/creator/main.ts', 'bench/servers/nothing.ts']) {
       const port = await freePort()

@@ -6,13 +6,14 @@ import type { Goal, Scenario } from './scenario.ts'
 
 // BullMQ first: its rate sets the load that all are given.
 const NAMES = ['bullmq', 'tasker-redis', 'tasker-sqlite', 'bee-queue', 'bunqueue', 'job-queue']
+const QUICK_NAMES = ['bullmq', 'tasker-redis', 'tasker-sqlite']
 const FIGURES = ['idleP50', 'idleP99', 'halfP50', 'halfP99', 'givenP50', 'givenP99'] as const
 
 export const latency: Scenario = {
   name: 'latency',
   async run(bench) {
     let load: number | undefined
-    const rounds = await alternate(bench, bench.entries(NAMES), async (entry) => {
+    const rounds = await alternate(bench, bench.entries(bench.options.quick ? QUICK_NAMES : NAMES), async (entry) => {
       const run = await bench.run(entry, [['latency', bench.size(500, 200)]], load)
       if (entry.name === 'bullmq') load = (run.values['rate'] ?? 0) / 2
       return run

@@ -13,9 +13,9 @@ export const postUnderLoad: Scenario = {
   name: 'post-under-load',
   async run(bench) {
     const tiny = bench.options.n !== null
-    const seconds = tiny ? 1 : bench.size(10, 4)
+    const seconds = tiny ? 1 : bench.size(10, 2)
     // More than a worker takes off in that time.
-    const queued = bench.size(1_000_000, 400_000)
+    const queued = bench.size(1_000_000, 250_000)
     const port = await freePort()
     const url = `http://127.0.0.1:${port}`
     const creator = await startService(

@@ -8,7 +8,10 @@ import type { Goal, Report } from './scenario.ts'
 
 export type Body = 'end-to-end' | 'worker'
 
-/** One pair of these is measured once in a bench: other scenarios derive from it. */
+/** In a quick run only those that its goal compares, and the nearest. */
+const QUICK_WORKERS = ['tasker-redis', 'bullmq', 'bee-queue', 'limit']
+
+/** Each is measured once in a bench: other scenarios derive from it. */
 const measured = new WeakMap<Bench, Map<Body, Promise<Rounds<Run>>>>()
 
 export function throughput(bench: Bench, body: Body): Promise<Rounds<Run>> {
@@ -20,7 +23,10 @@ export function throughput(bench: Bench, body: Body): Promise<Rounds<Run>> {
 }
 
 function measure(bench: Bench, body: Body): Promise<Rounds<Run>> {
-  const entries = bench.entries().filter(({ endToEndOnly }) => body === 'end-to-end' || !endToEndOnly)
+  const quickly = bench.options.quick && body === 'worker'
+  const entries = bench
+    .entries(quickly ? QUICK_WORKERS : undefined)
+    .filter(({ endToEndOnly }) => body === 'end-to-end' || !endToEndOnly)
   return alternate(bench, entries, async (entry) => {
     const n = sizeFor(bench, entry)
     const run = await bench.run(
@@ -66,7 +72,7 @@ export function throughputReport(title: string, rounds: Rounds<Run>, goals: read
       title,
       String(runs[0]?.n ?? '-'),
       range(spread(runs.flatMap((run) => rateOf(run) ?? []))),
-      ratio(ratioOf(rounds, 'tasker-redis', name)),
+      name === 'tasker-redis' ? '' : ratio(ratioOf(rounds, 'tasker-redis', name)),
       number(per((run) => run.rssBytes / 1e6)),
     ]
   })

@@ -1,11 +1,11 @@
 import type { Broker, Claim, Claimed, ClaimRequest, Outcome } from '#shared/broker/broker.ts'
-import { sweepOnce } from '#shared/broker/expire.ts'
 import { type Clock, nextTurn, systemClock } from '#shared/runtime/clock.ts'
 import { createGroup } from '#shared/runtime/group.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
 import { RunAborted, StoreUnavailable } from '#shared/task/errors.ts'
 import { createExecutor, type Execution } from './execute.ts'
+import { keepLeases, keepSwept, keepTimeLimits, messageOf } from './housekeeping.ts'
 import type { Implementation } from './implement.ts'
 
 export interface WorkerOptions {
@@ -57,8 +57,6 @@ interface Ended {
   outcome: Outcome | null
 }
 
-/** How often running tasks are checked for time-outs. */
-const TICK_MS = 250
 /** Outcomes, and characters in them, that are settled in one call. */
 const MAX_SETTLE = 1_000
 const MAX_SETTLE_CHARS = 500_000
@@ -74,6 +72,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** Tasks that are held: running, or ended and not settled yet. */
   const held = new Map<string, Execution>()
+  const keeping = { broker, clock, log, held }
   let running = 0
   let taken = 0
   let limits: DrainLimits = {}
@@ -270,66 +269,10 @@ export function createWorker(options: WorkerOptions): Worker {
     signalChange()
   }
 
-  /** Extends all leases in one call, at a third of their length, and aborts what is no longer ours. */
-  async function heartbeat(signal: AbortSignal): Promise<void> {
-    for (;;) {
-      await clock.sleep(leaseMs / 3, signal)
-      if (signal.aborted) return
-      if (held.size === 0) continue
-      const leases = Array.from(held.values(), (execution) => {
-        const { id, kind, token } = execution.claimed
-        return { id, kind, token, progress: execution.progress() }
-      })
-      try {
-        const { lost, cancelled } = await broker.extend(leases, leaseMs)
-        for (const id of lost) abort(leases, id, new RunAborted('lease_lost', `Task ${id} went to another worker.`))
-        for (const id of cancelled)
-          abort(leases, id, new RunAborted('cancelled', `Task ${id} was cancelled or deleted.`))
-      } catch (error) {
-        log.warn('Leases could not be extended', { reason: messageOf(error) })
-      }
-    }
-  }
-
-  /** A lease that was settled, or claimed anew, while the heartbeat was under way is left alone. */
-  function abort(leases: readonly { id: string; token: string }[], id: string, reason: RunAborted): void {
-    const execution = held.get(id)
-    if (execution && leases.some((lease) => lease.id === id && lease.token === execution.claimed.token))
-      execution.abort(reason)
-  }
-
-  async function timeouts(signal: AbortSignal): Promise<void> {
-    for (;;) {
-      await clock.sleep(TICK_MS, signal)
-      if (signal.aborted) return
-      const now = clock.now()
-      for (const execution of held.values()) {
-        const { timeoutAt, claimed } = execution
-        if (timeoutAt > now) continue
-        execution.abort(
-          new RunAborted('timeout', `${claimed.kind} task ${claimed.id} did not end within its time limit.`),
-        )
-      }
-    }
-  }
-
-  async function sweeps(signal: AbortSignal): Promise<void> {
-    for (;;) {
-      await clock.sleep(sweepMs, signal)
-      if (signal.aborted) return
-      try {
-        // What has expired is forgotten whole: no contract is needed to redact it.
-        await sweepOnce({ broker, contracts: {}, now: clock.now }, 500)
-      } catch (error) {
-        log.warn('The sweep failed', { reason: messageOf(error) })
-      }
-    }
-  }
-
   /** Claims and runs while `goesOn`; then lets running tasks end, and gives back what does not within the grace. */
   async function work(signal: AbortSignal, goesOn: () => boolean): Promise<void> {
     const helpers = new AbortController()
-    const background = [heartbeat(helpers.signal), timeouts(helpers.signal)]
+    const background = [keepLeases(keeping, leaseMs, helpers.signal), keepTimeLimits(keeping, helpers.signal)]
     const ended = new AbortController()
     let grace: Promise<void> | undefined
     graceOver = new AbortController()
@@ -388,16 +331,12 @@ export function createWorker(options: WorkerOptions): Worker {
     async loop(signal) {
       limits = {}
       const subscription = await broker.subscribe(kinds, (_kind, at) => wake(at))
-      const background = sweeps(signal)
+      const background = keepSwept(keeping, sweepMs, signal)
       await work(signal, () => true)
       await background
       await subscription.close()
     },
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }
 
 /** Kinds of which an outcome queues tasks: of children that it calls, and of a parent or a task that may go on. */

@@ -112,7 +112,8 @@ export function planFaults(
   const faults: Fault[] = []
   // Each type comes once for certain, spread over the run; the rest is chance.
   const certain = types.map((type, i) => ({ type, at: ((i + 0.5) / types.length) * spanMs }))
-  for (let at = everyMs; at < spanMs; at += everyMs * (0.5 + random.next())) faults.push(draw(random.weighted(weights), at))
+  for (let at = everyMs; at < spanMs; at += everyMs * (0.5 + random.next()))
+    faults.push(draw(random.weighted(weights), at))
   for (const { type, at } of certain) faults.push(draw(type, at))
   return faults.toSorted((a, b) => a.at - b.at)
 

@@ -63,8 +63,17 @@ export interface Dump {
   readonly live: ReadonlyMap<string, string>
   /** Id → the final states in whose sets it is. */
   readonly ended: ReadonlyMap<string, readonly FinalState[]>
+  /** Ids of the envelopes in the queues. */
+  readonly queued: ReadonlySet<string>
   /** What else names a task that has not ended, as sentences. */
   readonly left: readonly string[]
 }
 
-export const EMPTY_DUMP: Dump = { at: 0, final: new Map(), live: new Map(), ended: new Map(), left: [] }
+export const EMPTY_DUMP: Dump = {
+  at: 0,
+  final: new Map(),
+  live: new Map(),
+  ended: new Map(),
+  queued: new Set(),
+  left: [],
+}

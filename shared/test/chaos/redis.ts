@@ -2,6 +2,7 @@ import { readdirSync, statSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import { kindKeys, partitionKeys } from '#shared/broker/redis/keys.ts'
+import { readEnvelope } from '#shared/task/record.ts'
 import { FINAL_STATES, type FinalState } from '#shared/task/task.ts'
 import { startRedis } from '../redis-server.ts'
 import { chaosContracts } from './kinds.ts'
@@ -106,19 +107,26 @@ async function dumpOf(redis: Redis): Promise<Dump> {
   const final = new Map(Object.entries(await redis.hgetall(finalKey)))
   const live = new Map(Object.entries(await redis.hgetall(liveKey)))
   const left: string[] = []
+  const queued = new Set<string>()
   const ended = new Map<string, FinalState[]>()
   for (const [id, count] of Object.entries(await redis.hgetall(pendingKey))) left.push(`${id} has ${count} pending`)
   for (const kind of Object.keys(chaosContracts)) {
     const keys = kindKeys('', kind)
-    for (const key of keys.slice(0, 3)) for (const text of await redis.lrange(key, 0, -1)) left.push(`${key}: ${text}`)
-    for (const key of keys.slice(3, 6)) for (const id of await redis.zrange(key, 0, -1)) left.push(`${key}: ${id}`)
+    for (const key of keys.slice(0, 3)) {
+      for (const text of await redis.lrange(key, 0, -1)) {
+        left.push(`${key}: ${text}`)
+        queued.add(readEnvelope(text)?.task_id ?? text)
+      }
+    }
+    for (const key of keys.slice(3, 6)) for (const id of await redis.zrange(key, '0', '-1')) left.push(`${key}: ${id}`)
     for (const [i, state] of FINAL_STATES.entries()) {
-      for (const id of await redis.zrange(keys[6 + i] ?? '', 0, -1)) ended.set(id, [...(ended.get(id) ?? []), state])
+      for (const id of await redis.zrange(keys[6 + i] ?? '', '0', '-1'))
+        ended.set(id, [...(ended.get(id) ?? []), state])
     }
     const [broken = '', dropped = ''] = keys.slice(9)
     if ((await redis.llen(broken)) > 0) left.push(`${broken} is not empty`)
     const count = await redis.get(dropped)
     if (count !== null && count !== '0') left.push(`${dropped} is ${count}`)
   }
-  return { at: Date.now(), final, live, ended, left }
+  return { at: Date.now(), final, live, ended, queued, left }
 }

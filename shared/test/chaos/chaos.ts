@@ -1,0 +1,192 @@
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { freePort } from '../process.ts'
+import { check, type Verdict } from './check.ts'
+import { type FleetOptions, type Member, type Role, startMember } from './fleet.ts'
+import { type Fault, type FaultType, planCreations, planFaults } from './plan.ts'
+import { createRandom } from './random.ts'
+import { EMPTY_DUMP, type Recording } from './recording.ts'
+import { createMortalRedis, type MortalRedis } from './redis.ts'
+import { startTraffic } from './traffic.ts'
+
+export interface ChaosOptions {
+  readonly seed: number
+  /** How long tasks are created and faults happen. */
+  readonly seconds: number
+  /** Tasks in all, children included. */
+  readonly tasks: number
+  readonly aof: 'everysec' | 'always'
+  readonly leaseMs: number
+  readonly roles: readonly Role[]
+  readonly faultEveryMs: number
+  /** All that came to pass in the processes is printed as it happens. */
+  readonly verbose?: boolean
+}
+
+export interface ChaosReport extends Verdict {
+  readonly options: Omit<ChaosOptions, 'verbose'>
+  readonly faults: Partial<Record<FaultType, number>>
+  readonly acknowledged: number
+  /** Final records at the end, those of children included. */
+  readonly ended: number
+  /** Answers to creations that were no 201. */
+  readonly refused: Record<string, number>
+  readonly seen: number
+  readonly crashes: number
+  /** Milliseconds from the last fault until nothing was left to do. */
+  readonly settledMs: number
+}
+
+const FAULTS: readonly FaultType[] = [
+  ...(['kill', 'terminate', 'pause', 'cut', 'lose answer', 'partition', 'clock'] as const),
+  ...(['redis kill', 'redis power cut', 'redis pause'] as const),
+]
+
+/** Runs real processes on a real Redis, hurts them, lets them come to rest, and judges what was seen. */
+export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
+  const { seed, seconds, tasks, aof, leaseMs, roles } = options
+  const random = createRandom(seed)
+  const spanMs = seconds * 1000
+  const dir = mkdtempSync(join(tmpdir(), 'tasker-chaos-'))
+  const redis = await createMortalRedis({ dir, port: await freePort(), aof })
+  const recording: Recording = {
+    ...{ aof, acknowledged: [], cancellations: [], seen: [], ran: [], lives: redis.lives, end: EMPTY_DUMP },
+  }
+  const members: Member[] = []
+  try {
+    const fleet: FleetOptions = { dir, redisPort: redis.port, leaseMs, env: {} }
+    for (const [i, role] of roles.entries()) members.push(await startMember(`${role} ${i}`, role, fleet))
+    const having = (...wanted: Role[]) => members.filter(({ role }) => wanted.includes(role))
+    const traffic = startTraffic({
+      creations: planCreations(random.fork('creations'), tasks, spanMs * 0.9),
+      ...{ recording, creators: having('creator'), managers: having('manager') },
+      random: random.fork('traffic'),
+      untilMs: spanMs + 30_000,
+    })
+    const types = FAULTS.filter((type) => aof === 'everysec' || type !== 'redis power cut')
+    const plan = planFaults(random.fork('faults'), { spanMs, everyMs: options.faultEveryMs, leaseMs, types })
+    const faults = await inflict(plan, { members, redis, leaseMs, verbose: options.verbose === true })
+    const over = performance.now()
+    await traffic.created
+    recording.end = await atRest(redis, leaseMs)
+    const settledMs = Math.round(performance.now() - over)
+    await traffic.stop()
+    recording.end = await redis.dump()
+    recording.ran.push(...readSteps(join(dir, 'steps')))
+    const { verbose: _, ...told } = options
+    return {
+      options: told,
+      faults,
+      acknowledged: new Set(recording.acknowledged.map(({ id }) => id)).size,
+      ended: recording.end.ended.size,
+      refused: traffic.refused.status,
+      seen: recording.seen.length,
+      crashes: redis.lives.length - 1,
+      settledMs,
+      ...check(recording),
+    }
+  } finally {
+    await Promise.all(members.map((member) => member.stop()))
+    if (options.verbose) for (const member of members) console.log(`--- ${member.name}\n${member.output()}`)
+    await redis.stop()
+    rmSync(dir, { recursive: true, force: true })
+  }
+}
+
+/** Lets the faults happen, each at its time, and resolves when all have passed. */
+async function inflict(
+  plan: readonly Fault[],
+  {
+    members,
+    redis,
+    leaseMs,
+    verbose,
+  }: { members: readonly Member[]; redis: MortalRedis; leaseMs: number; verbose: boolean },
+): Promise<Partial<Record<FaultType, number>>> {
+  const begun = performance.now()
+  const counts: Partial<Record<FaultType, number>> = {}
+  const under: Promise<void>[] = []
+  let redisBusy = false
+  let redisDead = false
+  for (const fault of plan) {
+    await Bun.sleep(Math.max(0, fault.at - (performance.now() - begun)))
+    const happens = start(fault)
+    if (happens === null) continue
+    counts[fault.type] = (counts[fault.type] ?? 0) + 1
+    if (verbose) console.log(`${Date.now()} ${JSON.stringify(fault)}`)
+    under.push(happens)
+  }
+  await Promise.all(under)
+  for (const member of members) member.setClock(0)
+  return counts
+
+  /** Null when whom it concerns is not up. */
+  function start({ type, target, forMs, amount }: Fault): Promise<void> | null {
+    if (type.startsWith('redis ')) {
+      if (redisBusy) return null
+      redisBusy = true
+      const lostMs = type === 'redis power cut' ? Math.round(((amount + 1) / 2) * 900) : null
+      const happens = type === 'redis pause' ? pauseRedis(forMs) : killRedis(forMs, lostMs)
+      return happens.finally(() => {
+        redisBusy = false
+      })
+    }
+    const able = members.filter(({ idle, role }) => idle && (type !== 'clock' || role !== 'real worker'))
+    const member = able[target % able.length]
+    if (!member) return null
+    if (type === 'kill') return member.restart('SIGKILL', forMs)
+    if (type === 'terminate') return member.restart('SIGTERM', forMs)
+    if (type === 'pause') return member.pause(forMs)
+    if (type === 'clock') member.setClock((amount * leaseMs) / 6)
+    if (type === 'cut') member.proxy?.cut()
+    if (type === 'lose answer') member.proxy?.loseNextAnswer()
+    return type === 'partition' ? partition(member, forMs) : Promise.resolve()
+  }
+
+  async function partition({ proxy }: Member, forMs: number): Promise<void> {
+    proxy?.refuse(true)
+    proxy?.cut()
+    await Bun.sleep(forMs)
+    if (!redisDead) proxy?.refuse(false)
+  }
+
+  async function pauseRedis(forMs: number): Promise<void> {
+    await redis.pause(true)
+    await Bun.sleep(forMs)
+    await redis.pause(false)
+  }
+
+  /** Nobody gets to the new one before it has been looked at. */
+  async function killRedis(downMs: number, lostMs: number | null): Promise<void> {
+    redisDead = true
+    for (const { proxy } of members) proxy?.refuse(true)
+    await redis.kill(lostMs)
+    await Bun.sleep(downMs)
+    await redis.start()
+    redisDead = false
+    for (const { proxy } of members) proxy?.refuse(false)
+  }
+}
+
+/** Waits until nothing is live and nothing is queued. Gives up when for long nothing has changed. */
+async function atRest(redis: MortalRedis, leaseMs: number) {
+  const patienceMs = 3 * leaseMs + 10_000
+  let before = ''
+  let changedAt = performance.now()
+  for (;;) {
+    const dump = await redis.dump()
+    if (dump.live.size === 0 && dump.left.length === 0) return dump
+    const now = `${dump.final.size} ${[...dump.live.values()].map((value) => value.slice(0, 40)).join()}`
+    if (now !== before) changedAt = performance.now()
+    before = now
+    if (performance.now() - changedAt > patienceMs) return dump
+    await Bun.sleep(200)
+  }
+}
+
+function readSteps(file: string): Recording['ran'] {
+  if (!existsSync(file)) return []
+  const lines = readFileSync(file, 'utf8').split('\n')
+  return lines.flatMap((line) => (line === '' ? [] : [JSON.parse(line) as Recording['ran'][number]]))
+}
