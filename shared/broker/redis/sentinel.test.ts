@@ -37,7 +37,7 @@ describe.skipIf(!hasRedis)('a fail-over of Redis Sentinel under load', () => {
         file,
         [
           ...[`port ${port}`, 'bind 127.0.0.1', `dir ${dir}`, `sentinel monitor ${NAME} 127.0.0.1 ${primary.port} 2`],
-          ...[`sentinel down-after-milliseconds ${NAME} 500`, `sentinel failover-timeout ${NAME} 3000`],
+          ...[`sentinel down-after-milliseconds ${NAME} 1500`, `sentinel failover-timeout ${NAME} 6000`],
         ].join('\n'),
       )
       sentinels.push({ port, process: startProcess(['redis-server', file, '--sentinel'], {}) })
