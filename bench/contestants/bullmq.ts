@@ -3,7 +3,7 @@ import { type Contestant, createCounter, inBatches, type Open, payload } from '.
 
 type Payload = ReturnType<typeof payload>
 
-/** The documentation names 50, and 100 to 300 as usual for short jobs that wait for nothing but Redis; within these the rate hardly differs. */
+/** The documentation's example has 50. From there to 300 the rate hardly differs with such short jobs. */
 const CONCURRENCY = 100
 
 /**

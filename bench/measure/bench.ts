@@ -5,7 +5,7 @@ import { startRedis } from '../../shared/test/redis-server.ts'
 import { startRestEndpoint } from '../../shared/test/rest-endpoint.ts'
 import { contestants, type Entry, entryOf } from '../contestants/contestants.ts'
 import { type Snapshot, snapshot } from './redis.ts'
-import { BENCH, findPython, type Run, runFolder, runProcess } from './run.ts'
+import { BENCH, findPython, type Mark, type Run, runFolder, runProcess } from './run.ts'
 import { environmentOf } from './setting.ts'
 
 export interface Options {
@@ -66,10 +66,16 @@ export async function openBench(options: Options): Promise<Bench> {
       const env = environmentOf({ redisUrl: server.url, rest, dir: folder.path }, load)
       const mark = async () => ({ ...(await snapshot(redis)), bill: await endpoint.bill() })
       try {
-        let last: Run | undefined
-        for (const [body, n] of phases) last = await runProcess({ entry, body, n, env, mark })
+        let last: Omit<Run, 'ends'> | undefined
+        const ends: Mark[] = []
+        for (const [body, n] of phases) {
+          last = await runProcess({ entry, body, n, env, mark })
+          // Redis frees what it kept for the process's connections.
+          await Bun.sleep(200)
+          ends.push(await mark())
+        }
         if (!last) throw new Error('There is nothing to run.')
-        return last
+        return { ...last, ends }
       } finally {
         folder.remove()
       }

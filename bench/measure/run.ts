@@ -18,6 +18,8 @@ export interface Run {
   readonly values: Readonly<Record<string, number>>
   /** The store's counters at each mark. */
   readonly marks: Readonly<Record<string, Mark>>
+  /** And after each process of the run has ended. */
+  readonly ends: readonly Mark[]
 }
 
 export interface Mark extends Snapshot {
@@ -36,7 +38,7 @@ export async function runProcess(options: {
   env: Record<string, string>
   /** Reads the counters when the process asks. */
   mark: () => Promise<Mark>
-}): Promise<Run> {
+}): Promise<Omit<Run, 'ends'>> {
   const { entry, body, n, env, mark } = options
   const marks: Record<string, Mark> = {}
   const script = entry.python && join(BENCH, 'contestants', entry.python.script)
@@ -46,7 +48,12 @@ export async function runProcess(options: {
   if (script) marks['before'] = await mark()
   const child = Bun.spawn(command, {
     cwd: BENCH,
-    env: { PATH: process.env['PATH'] ?? '', HOME: process.env['HOME'] ?? '', ...env },
+    env: {
+      PATH: process.env['PATH'] ?? '',
+      HOME: process.env['HOME'] ?? '',
+      PYTHONDONTWRITEBYTECODE: '1',
+      ...env,
+    },
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'pipe',
@@ -70,14 +77,14 @@ export async function runProcess(options: {
   if (script) marks['after'] = await mark()
   const line = out.split('\n').findLast((text) => text.startsWith('{'))
   if (code !== 0 || !line) throw new Error(`${entry.name} ${body} ended with ${code}: ${`${out}\n${err}`.slice(-800)}`)
-  return { ...(JSON.parse(line) as Omit<Run, 'marks'>), marks }
+  return { ...(JSON.parse(line) as Omit<Run, 'marks' | 'ends'>), marks }
 }
 
 /** A Python that has the modules: the system's, where Debian's packages go, before any other. */
 export function findPython(modules: readonly string[]): string | null {
   const candidates = ['/usr/bin/python3', Bun.which('python3')].filter((path) => path !== null)
   const imports = `import ${modules.join(', ')}`
-  return candidates.find((path) => Bun.spawnSync([path, '-c', imports]).success) ?? null
+  return candidates.find((path) => Bun.spawnSync([path, '-c', imports], { stderr: 'ignore' }).success) ?? null
 }
 
 /** A new folder on disk for one run, and how to be rid of it. Beside the results: the system's folder for such files may be in memory. */

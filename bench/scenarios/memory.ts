@@ -9,19 +9,20 @@ export const memory: Scenario = {
   async run(bench) {
     const n = bench.size(20_000, 5_000)
     const entries = bench.entries(['tasker-redis', 'bullmq', 'bee-queue'])
-    // A process before it leaves what is there but once: scripts, and keys that are not a task's.
-    const rounds = await alternate(bench, entries, (entry) =>
-      bench.run(entry, [
-        ['end-to-end', 100],
-        ['memory', n],
-      ]),
-    )
-    const bytes = (run: Run | null | undefined, label: string) => {
-      const [empty, then] = [run?.marks['empty'], run?.marks[label]]
+    // The first process leaves what is there but once: scripts, and keys that are not a task's.
+    const phases = [
+      ['end-to-end', 100],
+      ['add', n],
+      ['worker', n],
+    ] as const
+    const rounds = await alternate(bench, entries, (entry) => bench.run(entry, phases))
+    const bytes = (run: Run | null, end: number) => {
+      const [empty, then] = [run?.ends[0], run?.ends[end]]
       return empty && then ? (then.memoryBytes - empty.memoryBytes) / n : null
     }
-    const of = (name: string, label: string) => (rounds.of[name] ?? []).map((run) => bytes(run, label))
-    const figure = (name: string, label: string) =>
+    const of = (name: string, label: 'queued' | 'finished') =>
+      (rounds.of[name] ?? []).map((run) => bytes(run, label === 'queued' ? 1 : 2))
+    const figure = (name: string, label: 'queued' | 'finished') =>
       number(spread(of(name, label).filter((value) => value !== null))?.median)
     return {
       title: `memory: bytes of Redis for one task (${n} tasks, payload and result kept)`,
