@@ -2,11 +2,13 @@ import { describe, expect, test } from 'bun:test'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { parse } from 'yaml'
+import { loadRestConfig } from '#services/rest/config.ts'
 import { loadConfig } from '#shared/runtime/config.ts'
 import { contracts } from './workers/contracts.ts'
 
 interface ComposeService {
   image: string
+  profiles?: string[]
   build?: { context: string; dockerfile: string; args: { SERVICE: string } }
   command?: string[]
   environment?: Record<string, string>
@@ -28,10 +30,10 @@ const kinds = Object.values(contracts)
 const ours = Object.entries(compose.services).filter(([, { build }]) => build)
 
 describe('docker-compose.yml', () => {
-  test('has both services and a worker for every kind, each an image of its own', () => {
-    expect(ours.map(([name]) => name).sort()).toEqual(
-      ['creator', 'manager', ...kinds.map(({ kind }) => `worker-${kind}`)].sort(),
-    )
+  test('has both services and a worker for every kind, each an image of its own, and the REST endpoint for who asks for it', () => {
+    const byDefault = ours.filter(([, { profiles }]) => !profiles).map(([name]) => name)
+    expect(byDefault.sort()).toEqual(['creator', 'manager', ...kinds.map(({ kind }) => `worker-${kind}`)].sort())
+    expect(ours.filter(([, { profiles }]) => profiles?.includes('rest')).map(([name]) => name)).toEqual(['rest'])
     expect(new Set(ours.map(([, { image }]) => image)).size).toBe(ours.length)
   })
 
@@ -41,12 +43,15 @@ describe('docker-compose.yml', () => {
     expect(existsSync(join(root, 'services', String(build?.args.SERVICE), 'main.ts'))).toBe(true)
   })
 
-  test.each(ours)('%s waits for Redis, comes back after a crash and sets only what loadConfig reads', (_, service) => {
+  test.each(ours)('%s waits for Redis, comes back after a crash and sets only what it reads', (name, service) => {
+    // The REST endpoint has settings of its own, one of them without a default.
+    const [load, given] = name === 'rest' ? [loadRestConfig, { REST_TOKEN: 'given' }] : [loadConfig, {}]
     expect(service.restart).toBe('unless-stopped')
     expect(service.depends_on).toEqual({ redis: { condition: 'service_healthy' } })
     expect(service.environment).toMatchObject({ REDIS_URL: 'redis://redis:6379' })
-    expect(Object.keys(service.environment ?? {}).filter((name) => !knownSettings().has(name))).toEqual([])
-    expect(() => loadConfig(withDefaults(service.environment))).not.toThrow()
+    const known = knownSettings(load)
+    expect(Object.keys(service.environment ?? {}).filter((name) => !known.has(name))).toEqual([])
+    expect(() => load({ ...withDefaults(service.environment), ...given })).not.toThrow()
   })
 
   test('the key of sealed fields is on a volume that the creator and the kinds with secrets share', () => {
@@ -64,7 +69,8 @@ describe('docker-compose.yml', () => {
   test('only this machine reaches the ports, which are the defaults', () => {
     const published = Object.values(compose.services).flatMap(({ ports }) => ports ?? [])
     const { creatorPort, managerPort, managerUrl } = loadConfig({})
-    expect(published).toEqual([creatorPort, managerPort].map((port) => `127.0.0.1:${port}:${port}`))
+    const { port: restPort } = loadRestConfig({ REDIS_URL: 'redis://redis:6379', REST_TOKEN: 'given' })
+    expect(published).toEqual([creatorPort, managerPort, restPort].map((port) => `127.0.0.1:${port}:${port}`))
     expect(loadConfig(withDefaults(compose.services['creator']?.environment)).managerUrl).toBe(managerUrl)
   })
 
@@ -144,9 +150,14 @@ describe('Dockerfile', () => {
   })
 })
 
-function knownSettings(): ReadonlySet<string> {
+function knownSettings(load: (env: Record<string, string>) => unknown): ReadonlySet<string> {
   const asked = new Set<string>()
-  loadConfig(new Proxy<Record<string, string>>({}, { get: (_, name) => void asked.add(String(name)) }))
+  const env = new Proxy<Record<string, string>>({}, { get: (_, name) => void asked.add(String(name)) })
+  try {
+    load(env)
+  } catch {
+    // What it asked for is all that matters.
+  }
   return asked
 }
 

@@ -2,6 +2,8 @@
 import type { Broker } from '#shared/broker/broker.ts'
 import { createRedisBroker } from '#shared/broker/redis/redis.ts'
 import { createRestClient } from '#shared/broker/redis/rest.ts'
+import { createDoors, type Doors } from '#shared/http/doors.ts'
+import { Problem, problemAnswer } from '#shared/http/problem.ts'
 import { type Config, ConfigError, loadConfig } from '#shared/runtime/config.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { createKeyring, type Keyring } from '#shared/runtime/seal.ts'
@@ -60,17 +62,35 @@ export async function openInvocation(env: unknown, context: EdgeContext | undefi
   }
 }
 
+/** Keeps the doors of an instance from one invocation to the next, with the requests that they have counted. */
+export function createDoorkeeper(): (config: Config) => Doors {
+  let kept: { settings: string; doors: Doors } | null = null
+  return ({ doors }) => {
+    const settings = JSON.stringify(doors)
+    if (kept?.settings !== settings) kept = { settings, doors: createDoors(doors) }
+    return kept.doors
+  }
+}
+
+/** Refuses everything but `GET /healthz` where anybody may come in, and nobody said that this is meant; else null. */
+export function refuseOpen(request: Request, { config, log }: Pick<Invocation, 'config' | 'log'>): Response | null {
+  const { pathname } = new URL(request.url)
+  if (config.tokens.length > 0 || config.doors.open || pathname === '/healthz') return null
+  log.error('Anybody may use this service: set TASKER_TOKENS, or TASKER_OPEN=1 if that is meant.', { path: pathname })
+  return problemResponse(new Problem('not_guarded', 'The service is not set up: see its log.'), pathname)
+}
+
 /** Answers for a service that is not set up: the log tells whoever runs it what is missing, the caller learns no more than that. */
 export function misconfigured(error: unknown): Response {
   if (!(error instanceof ConfigError)) throw error
   createLogger('error').error('The settings are wrong.', { problems: error.message.split('\n') })
-  const problem = {
-    type: 'about:blank',
-    title: 'Internal Server Error',
-    status: 500,
-    detail: 'The service is not set up: see its log.',
-  }
-  return new Response(JSON.stringify(problem), { status: 500, headers: { 'Content-Type': 'application/problem+json' } })
+  return problemResponse(new Problem('misconfigured', 'The service is not set up: see its log.'))
+}
+
+function problemResponse(error: Problem, instance?: string): Response {
+  const { status, headers, body } = problemAnswer(error, instance)
+  const safe = { 'Cache-Control': 'no-store', 'X-Content-Type-Options': 'nosniff' }
+  return new Response(body, { status, headers: { ...headers, ...safe } })
 }
 
 /** Bindings may be anything; settings are the texts among them. */

@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -75,6 +75,7 @@ function settings(fleet: Fleet): Record<string, string> {
     UPSTASH_REDIS_REST_TOKEN: rest.token,
     MANAGER_URL: fleet.manager,
     TASKER_SECRET: secret,
+    TASKER_OPEN: '1',
     DRAIN_TOKEN,
     WORKER_URLS: Object.entries(fleet.workers)
       .map(([kind, url]) => `${kind}=${url}`)
@@ -201,6 +202,35 @@ describe.each(['workerd', 'Deno'] as const)('on %s', (runtime) => {
     expect(response.status).toBe(500)
     expect(await response.text()).not.toContain('UPSTASH')
   })
+})
+
+describe('an edge service without tokens', () => {
+  const ask = async (service: 'creator' | 'manager', path: string, env: Record<string, string>) => {
+    const { default: edge } = await import(`#services/${service}/edge.ts`)
+    const { TASKER_OPEN: _, ...others } = settings({ creator: '', manager: 'http://manager', workers: {} })
+    return (await edge.fetch(new Request(`http://${service}${path}`), { ...others, ...env })) as Response
+  }
+
+  test.each(['creator', 'manager'] as const)(
+    '%s refuses all but /healthz, unless it is meant to be open',
+    async (service) => {
+      const lines = spyOn(console, 'log').mockImplementation(() => {})
+      try {
+        for (const path of ['/', '/readyz', '/tasks', '/nope']) {
+          const refused = await ask(service, path, {})
+          expect(refused.status).toBe(503)
+          expect(refused.headers.get('Content-Type')).toBe('application/problem+json')
+          expect(await refused.text()).not.toContain('TASKER')
+        }
+        expect(String(lines.mock.lastCall)).toMatch(/TASKER_TOKENS.*TASKER_OPEN/)
+      } finally {
+        lines.mockRestore()
+      }
+      expect((await ask(service, '/healthz', {})).status).toBe(200)
+      expect((await ask(service, '/', { TASKER_OPEN: '1' })).status).toBe(200)
+      expect((await ask(service, '/', { TASKER_TOKENS: 'abc' })).status).toBe(200)
+    },
+  )
 })
 
 describe('across runtimes', () => {

@@ -96,8 +96,16 @@ test('a store that cannot be opened is told in one line', async () => {
   expect(await new Response(child.stderr).text()).toMatch(/^manager: .*\n$/)
 })
 
-test('an open address without tokens is warned of, and with tokens is not', async () => {
-  const open = await listening(start('manager', { HOST: '0.0.0.0' }))
+test.each(['creator', 'manager'] as const)('%s on an open address without tokens does not start', async (service) => {
+  const child = start(service, { HOST: '0.0.0.0' })
+  expect(await child.exited).toBe(1)
+  const text = await new Response(child.stderr).text()
+  expect(text.trim().split('\n')).toEqual([expect.stringMatching(/HOST=0\.0\.0\.0.*TASKER_TOKENS.*TASKER_OPEN=1/)])
+  expect(await new Response(child.stdout).text()).not.toContain('Listening')
+})
+
+test('an open address without tokens is warned of when it is meant, and with tokens is not', async () => {
+  const open = await listening(start('manager', { HOST: '0.0.0.0', TASKER_OPEN: '1' }))
   expect(open.lines).toContain('"WARN"')
   expect(open.lines).toContain('TASKER_TOKENS')
   const { url, lines } = await listening(start('manager', { HOST: '0.0.0.0', TASKER_TOKENS: 'abc' }))

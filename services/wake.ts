@@ -9,16 +9,18 @@ export interface Waker {
   wake(kinds: readonly string[], invocation: Pick<Invocation, 'config' | 'log' | 'waitUntil'>): void
 }
 
-/** A waker remembers which wake-ups are about to go; one for each instance of a service. */
+/** A waker remembers when wake-ups were about to go; one for each instance of a service. */
 export function createWaker(): Waker {
-  const pending = new Set<string>()
+  const pending = new Map<string, number>()
   return {
     wake(kinds, { config, log, waitUntil }) {
       const { workerUrls, drain } = config
       const urls = new Set(kinds.flatMap((kind) => workerUrls[kind] ?? workerUrls['*'] ?? []))
       for (const url of urls) {
-        if (pending.has(url)) continue
-        pending.add(url)
+        // One that should have gone long ago ended with its invocation.
+        const since = pending.get(url)
+        if (since !== undefined && Date.now() - since < 10 * BURST_MS) continue
+        pending.set(url, Date.now())
         waitUntil(
           new Promise((resolve) => setTimeout(resolve, BURST_MS)).then(() => {
             pending.delete(url)

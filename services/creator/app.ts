@@ -4,7 +4,9 @@ import type { Broker, NewTask } from '#shared/broker/broker.ts'
 import { type Contracts, contractOf } from '#shared/broker/view.ts'
 import { type Auth, requireScope } from '#shared/http/auth.ts'
 import { type BaseEnv, createBase } from '#shared/http/base.ts'
-import { jsonOnly, readJson, wantsText } from '#shared/http/body.ts'
+import { jsonOnly, wantsText } from '#shared/http/body.ts'
+import type { Doors } from '#shared/http/doors.ts'
+import { readJson } from '#shared/http/json.ts'
 import { Problem } from '#shared/http/problem.ts'
 import { createGroup } from '#shared/runtime/group.ts'
 import type { Log } from '#shared/runtime/log.ts'
@@ -26,6 +28,7 @@ export interface CreatorDeps {
   log: Log
   /** Null: every request is let in. */
   auth: Auth | null
+  doors?: Doors
   /** Milliseconds since the epoch. */
   now?: () => number
   /** A UUIDv7 that was never given before. */
@@ -55,7 +58,7 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
       kinds: Object.fromEntries(kinds.map((kind) => [kind, { create: `/${kind}`, batch: `/${kind}/batch` }])),
       links: { manager: managerUrl, health: '/healthz', ready: '/readyz' },
     },
-    log: deps.log,
+    ...{ log: deps.log, auth: deps.auth, doors: deps.doors },
     ready: () => broker.ping(),
     unknownPath: `There is nothing here. Create a task with POST /<kind>; the kinds are ${kinds.join(', ')}.`,
   })

@@ -1,20 +1,24 @@
 import { contracts } from '#services/workers/contracts.ts'
 import { createAuth } from '#shared/http/auth.ts'
-import { type EdgeModule, misconfigured, openInvocation } from '../edge.ts'
+import { createDoorkeeper, type EdgeModule, misconfigured, openInvocation, refuseOpen } from '../edge.ts'
 import { createWaker } from '../wake.ts'
 import { createApp } from './app.ts'
 
 const waker = createWaker()
+const doorsOf = createDoorkeeper()
 
 const edge: EdgeModule = {
   async fetch(request, env, context) {
     try {
       const invocation = await openInvocation(env, context)
       const { config, broker, keyring, log } = invocation
+      const refusal = refuseOpen(request, invocation)
+      if (refusal) return refusal
       const app = createApp({
         ...{ broker, contracts, keyring, log },
         managerUrl: config.managerUrl,
         auth: await createAuth(config.tokens),
+        doors: doorsOf(config),
         onCreated: (kind) => waker.wake([kind], invocation),
       })
       return await app.fetch(request)

@@ -1,6 +1,7 @@
-import { announce, runService, type ServiceDeps } from '#services/service.ts'
+import { announce, requireLock, runService, type ServiceDeps } from '#services/service.ts'
 import { contracts } from '#services/workers/contracts.ts'
 import { createAuth } from '#shared/http/auth.ts'
+import { createDoors } from '#shared/http/doors.ts'
 import type { Config } from '#shared/runtime/config.ts'
 import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { type Server, serve } from '#shared/runtime/serve.ts'
@@ -8,6 +9,7 @@ import { createApp } from './app.ts'
 
 /** Starts the creator on its port, over a store that the caller opens and closes. */
 export async function startCreator(config: Config, { broker, log, keyring }: ServiceDeps): Promise<Server> {
+  requireLock(config)
   const app = createApp({
     broker,
     contracts,
@@ -15,6 +17,7 @@ export async function startCreator(config: Config, { broker, log, keyring }: Ser
     managerUrl: config.managerUrl,
     log,
     auth: await createAuth(config.tokens),
+    doors: createDoors(config.doors),
   })
   const server = serve({ fetch: app.fetch, host: config.host, port: config.creatorPort })
   announce('creator', server, config, log)

@@ -8,6 +8,7 @@ import { type Contracts, isStep, viewOf } from '#shared/broker/view.ts'
 import { type Auth, requireScope } from '#shared/http/auth.ts'
 import { type BaseEnv, createBase } from '#shared/http/base.ts'
 import { jsonOnly, wantsText } from '#shared/http/body.ts'
+import type { Doors } from '#shared/http/doors.ts'
 import { type Clock, systemClock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
@@ -22,9 +23,12 @@ export interface ManagerDeps {
   log: Log
   /** Null: every request is let in. */
   auth: Auth | null
+  doors?: Doors
   clock?: Clock
   /** How often the store is asked about tasks that someone waits for, beside its events. */
   pollMs?: number
+  /** Requests that may wait for a task's end at the same time. */
+  maxWaiters?: number
   /** Aborts when the service stops: those who wait are answered then. */
   signal?: AbortSignal
 }
@@ -33,7 +37,13 @@ export interface ManagerDeps {
 export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
   const { broker, contracts, log, auth, clock = systemClock } = deps
   const tree: TreeDeps = { broker, contracts, now: clock.now }
-  const waiter = createWaiter({ broker, log, pollMs: deps.pollMs ?? 1_000, clock })
+  const waiter = createWaiter({
+    broker,
+    log,
+    pollMs: deps.pollMs ?? 1_000,
+    maxWaiters: deps.maxWaiters ?? 1_000,
+    clock,
+  })
   const kinds = Object.keys(contracts)
   const read = requireScope(auth, 'read')
   const manage = requireScope(auth, 'manage')
@@ -41,7 +51,7 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
   const app = createBase({
     service: 'manager',
     about: { links: { tasks: '/tasks', task: '/task/{id}', stats: '/stats', health: '/healthz', ready: '/readyz' } },
-    log,
+    ...{ log, auth, doors: deps.doors },
     ready: () => broker.ping(),
     unknownPath: 'There is nothing here. See a task with GET /task/<id>, all of them with GET /tasks.',
   })

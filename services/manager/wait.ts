@@ -1,4 +1,5 @@
 import type { Broker, Stored, Subscription } from '#shared/broker/broker.ts'
+import { Problem } from '#shared/http/problem.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
 
@@ -7,17 +8,24 @@ export interface WaiterOptions {
   log: Log
   /** How often the store is asked about all tasks that are waited for: events may be lost. */
   pollMs: number
+  /** Each holds a connection, and is asked about with every poll. */
+  maxWaiters: number
   clock: Clock
 }
 
 export interface Waiter {
-  /** What is stored of the task when it has ended, when `timeoutMs` are over or when the signal aborts; null when it is unknown. */
+  /**
+   * What is stored of the task when it has ended, when `timeoutMs` are over or when the signal aborts; null when it is unknown.
+   *
+   * @throws Problem with code `too_many_waiters` when `maxWaiters` others wait.
+   */
   wait(id: string, options: { timeoutMs: number; signal: AbortSignal }): Promise<Stored | null>
 }
 
 /** Waits for tasks to end: all waiters share one subscription and one poll, which exist only while someone waits. */
-export function createWaiter({ broker, log, pollMs, clock }: WaiterOptions): Waiter {
+export function createWaiter({ broker, log, pollMs, maxWaiters, clock }: WaiterOptions): Waiter {
   const waiting = new Map<string, Set<() => void>>()
+  let waiters = 0
   let watching: Promise<Subscription | null> | null = null
   let polling: AbortController | null = null
 
@@ -80,6 +88,11 @@ export function createWaiter({ broker, log, pollMs, clock }: WaiterOptions): Wai
 
   return {
     async wait(id, { timeoutMs, signal }) {
+      if (waiters >= maxWaiters) {
+        const detail = `${maxWaiters} requests wait for tasks already: ask again later, or without wait.`
+        throw new Problem('too_many_waiters', detail, { headers: { 'Retry-After': '1' } })
+      }
+      waiters++
       const over = new AbortController()
       const ends = AbortSignal.any([signal, over.signal])
       let woken = Promise.withResolvers<void>()
@@ -97,6 +110,7 @@ export function createWaiter({ broker, log, pollMs, clock }: WaiterOptions): Wai
           woken = Promise.withResolvers()
         }
       } finally {
+        waiters--
         over.abort()
         drop(id, run)
       }

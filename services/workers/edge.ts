@@ -79,10 +79,11 @@ export function createWorkerEdge(options: {
       }
     },
 
-    async scheduled(_event, env, context) {
+    async scheduled(event, env, context) {
       const invocation = await openInvocation(env, context)
-      // Nobody else sweeps where no worker loops.
-      await sweepOnce({ broker: invocation.broker, contracts: {}, now: Date.now }, SWEEP_LIMIT)
+      // Nobody else sweeps where no worker loops. Once an hour is enough, and every command is billed.
+      if (minuteOf(event) < SWEEP_MINUTES)
+        await sweepOnce({ broker: invocation.broker, contracts: {}, now: Date.now }, SWEEP_LIMIT)
       await drain(invocation)
     },
   }
@@ -91,3 +92,10 @@ export function createWorkerEdge(options: {
 /** What still runs when the time of an invocation is over has so many ms to end. */
 const GRACE_MS = 4_000
 const SWEEP_LIMIT = 100
+const SWEEP_MINUTES = 5
+
+/** The minute of the hour that a schedule stands for. */
+function minuteOf(event: unknown): number {
+  const time = typeof event === 'object' && event !== null ? Reflect.get(event, 'scheduledTime') : undefined
+  return new Date(typeof time === 'number' ? time : Date.now()).getUTCMinutes()
+}

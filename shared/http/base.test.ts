@@ -4,7 +4,8 @@ import { createLogger } from '#shared/runtime/log.ts'
 import { InvalidInput, StateConflict, StoreUnavailable, TaskNotFound } from '#shared/task/errors.ts'
 import { createAuth, requireScope } from './auth.ts'
 import { createBase } from './base.ts'
-import { jsonOnly, MAX_BODY, readJson, wantsText } from './body.ts'
+import { jsonOnly, MAX_BODY, wantsText } from './body.ts'
+import { MAX_DEPTH, readJson } from './json.ts'
 
 async function setup(ready: () => Promise<void> = async () => {}) {
   const lines: string[] = []
@@ -132,6 +133,49 @@ describe('bodies', () => {
       expect(await response.text()).not.toContain('sk-secret')
     }
     expect((await post(null, {})).status).toBe(400)
+  })
+
+  test('what is nested too deeply is a 400 that says so, and brackets in texts are no levels', async () => {
+    const nested = (levels: number, inner = '') => '['.repeat(levels) + inner + ']'.repeat(levels)
+    const inText = JSON.stringify('\\"['.repeat(500))
+    expect((await post(nested(MAX_DEPTH, inText))).status).toBe(200)
+    expect((await post(JSON.stringify(Array(200).fill({ a: [1] })))).status).toBe(200)
+    for (const body of [nested(MAX_DEPTH + 1), nested(500_000), `${'{"a":'.repeat(101)}1${'}'.repeat(101)}`]) {
+      const response = await post(body)
+      expect(response.status).toBe(400)
+      expect(await response.json()).toMatchObject({ detail: expect.stringContaining('100 levels') })
+    }
+  })
+
+  test('text in another encoding is a 400, a byte order mark is not', async () => {
+    expect(await (await post(new TextEncoder().encode('\ufeff{"a":"ü"}'))).json()).toEqual({ got: { a: 'ü' } })
+    for (const body of [
+      [0x22, 0xff, 0x22],
+      [0x22, 0xc0, 0xaf, 0x22],
+      [0xff, 0xfe, 0x31, 0x00],
+    ]) {
+      const response = await post(new Uint8Array(body))
+      expect(response.status).toBe(400)
+      expect(await response.text()).toContain('UTF-8')
+    }
+  })
+
+  test('a compressed body is a 415 that says so', async () => {
+    const response = await post(Bun.gzipSync('{}'), { ...json, 'Content-Encoding': 'gzip' })
+    expect(response.status).toBe(415)
+    expect(response.headers.get('Accept-Encoding')).toBe('identity')
+    expect(await response.text()).toContain('compressed')
+    expect((await post('{}', { ...json, 'Content-Encoding': 'Identity' })).status).toBe(200)
+  })
+
+  test('a body that breaks off is the caller’s mistake, and no error of the service', async () => {
+    const { app, lines } = await setup()
+    const broken = new ReadableStream({
+      pull: (controller) => controller.error(new Error('The connection was closed.')),
+    })
+    const response = await app.request('/echo', { method: 'POST', body: broken, headers: json })
+    expect(response.status).toBe(400)
+    expect(lines.join()).not.toContain('"ERROR"')
   })
 
   test('a body over the limit is a 413, one at the limit is not', async () => {

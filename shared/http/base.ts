@@ -3,7 +3,9 @@ import { methodNotAllowed } from 'hono/method-not-allowed'
 import { type RequestIdVariables, requestId } from 'hono/request-id'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Log } from '#shared/runtime/log.ts'
+import type { Auth } from './auth.ts'
 import { limitBody } from './body.ts'
+import { allowOrigins, type Doors, limitRate, PLAIN_DOORS, safeHeaders } from './doors.ts'
 import { Problem, problemAnswer } from './problem.ts'
 
 export type BaseEnv = { Variables: RequestIdVariables }
@@ -18,14 +20,17 @@ export interface BaseOptions {
   ready: () => Promise<void>
   /** What a 404 for an unknown path tells the caller. */
   unknownPath: string
+  doors?: Doors | undefined
+  /** Tells whose a request is, so that the limit of requests is each token's own. */
+  auth?: Auth | null
 }
 
 /**
- * What every service has: request ids, an access log, the limit of bodies, errors as problem+json, `GET /`, `/healthz` and `/readyz`.
+ * What every service has: request ids, an access log, safe headers, limits of requests and bodies, errors as problem+json, `GET /`, `/healthz` and `/readyz`.
  * Routes added to it throw; nothing they throw reaches the caller but as a problem.
  */
 export function createBase(options: BaseOptions): Hono<BaseEnv> {
-  const { log, service } = options
+  const { log, service, doors = PLAIN_DOORS, auth = null } = options
   const app = new Hono<BaseEnv>()
 
   app.onError((error, c) => {
@@ -40,6 +45,10 @@ export function createBase(options: BaseOptions): Hono<BaseEnv> {
 
   app.use(requestId())
   app.use(accessLog(log, service))
+  app.use(safeHeaders())
+  const origins = allowOrigins(doors)
+  if (origins) app.use(origins)
+  app.use(limitRate(doors, auth))
   app.use(
     methodNotAllowed({
       app,
@@ -49,7 +58,7 @@ export function createBase(options: BaseOptions): Hono<BaseEnv> {
       },
     }),
   )
-  app.use(limitBody())
+  app.use(limitBody)
 
   app.get('/', (c) => c.json({ service, ...options.about }))
   app.get('/healthz', (c) => c.json({ status: 'alive' }))

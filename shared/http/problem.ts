@@ -9,13 +9,18 @@ const PROBLEMS = {
   not_found: [404, 'Not found'],
   task_not_found: [404, 'Task not found'],
   method_not_allowed: [405, 'Method not allowed'],
+  too_slow: [408, 'Request timeout'],
   state_conflict: [409, 'The state of the task does not allow it'],
   idempotency_conflict: [409, 'The idempotency key was used for another payload'],
   too_large: [413, 'Content too large'],
   unsupported_media_type: [415, 'Unsupported media type'],
   invalid_input: [422, 'Invalid input'],
+  too_many_requests: [429, 'Too many requests'],
   internal: [500, 'Internal error'],
   no_secret_key: [503, 'No key for secret fields'],
+  misconfigured: [500, 'The service is not set up'],
+  not_guarded: [503, 'The service is not set up'],
+  too_many_waiters: [503, 'Too many requests wait'],
   store_unavailable: [503, 'The store does not answer'],
 } as const satisfies Record<string, readonly [status: number, title: string]>
 
@@ -52,7 +57,7 @@ export interface ProblemAnswer {
  * The answer for anything that was thrown. Unknown errors become a 500 that says nothing about them; a prepared response of an HTTPException
  * gives its headers. `instance` is the path of the request.
  */
-export function problemAnswer(error: unknown, instance: string): ProblemAnswer {
+export function problemAnswer(error: unknown, instance?: string): ProblemAnswer {
   if (error instanceof HTTPException) return fromException(error, instance)
   const problem = toProblem(error)
   const [status, title] = PROBLEMS[problem.code]
@@ -76,7 +81,7 @@ function toProblem(error: unknown): Problem {
   return new Problem('internal', 'Something went wrong here. The log has more under the id in X-Request-Id.')
 }
 
-function fromException(error: HTTPException, instance: string): ProblemAnswer {
+function fromException(error: HTTPException, instance?: string): ProblemAnswer {
   const { status, message } = error
   const headers = Object.fromEntries(error.res?.headers ?? [])
   return answer(status, headers, { type: 'about:blank', title: message || `Error ${status}`, status, instance })

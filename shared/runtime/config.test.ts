@@ -21,6 +21,7 @@ test('nothing set gives the defaults', () => {
     partitions: 1,
     secret: { type: 'file', path: '.tasker/tasker.db.key' },
     tokens: [],
+    doors: { open: false, rateLimit: null, trustedProxies: 0, corsOrigins: [], maxWaiters: 1_000 },
     leaseMs: 30_000,
     workerConcurrency: null,
     workerKinds: null,
@@ -128,6 +129,46 @@ describe('tokens', () => {
     expect(message).not.toMatch(/hush|admin/)
     expect(problemsOf({ TASKER_TOKENS: 'a=' })).toContain('entry 1')
     expect(problemsOf({ TASKER_TOKENS: '=read' })).toContain('entry 1')
+  })
+})
+
+describe('the doors', () => {
+  const DIGEST = 'a'.repeat(64)
+
+  test('a token may be given as its digest alone, so that the setting holds no secret', () => {
+    expect(loadConfig({ TASKER_TOKENS: `sha256:${DIGEST}=read,sha256:${DIGEST}` }).tokens).toEqual([
+      { token: `sha256:${DIGEST}`, scopes: ['read'] },
+      { token: `sha256:${DIGEST}`, scopes: ['create', 'read', 'manage'] },
+    ])
+    for (const wrong of [`sha256:${DIGEST.slice(1)}`, `sha256:${DIGEST.toUpperCase()}`, 'sha256:', `md5:${DIGEST}`]) {
+      expect(problemsOf({ TASKER_TOKENS: `fine, ${wrong}=read` })).toStartWith('TASKER_TOKENS entry 2')
+      expect(problemsOf({ TASKER_TOKENS: wrong })).not.toContain('aaaa')
+    }
+  })
+
+  test('requests are limited by default where others can reach them', () => {
+    const limit = (env: Record<string, string>) => loadConfig(env).doors.rateLimit
+    expect(limit({ HOST: '0.0.0.0' })).toEqual({ perSecond: 1_000, burst: 2_000 })
+    expect(limit({ HOST: '0.0.0.0', TASKER_RATE_LIMIT: '0' })).toBeNull()
+    expect(limit({ TASKER_RATE_LIMIT: '5' })).toEqual({ perSecond: 5, burst: 5 })
+    expect(limit({ TASKER_RATE_LIMIT: '5:50' })).toEqual({ perSecond: 5, burst: 50 })
+    for (const wrong of ['5:0', '0:5', '-1', '1.5', 'x', '5:', '5:5:5', '99999999']) {
+      expect(problemsOf({ TASKER_RATE_LIMIT: wrong })).toStartWith('TASKER_RATE_LIMIT must be')
+    }
+  })
+
+  test('origins are written as browsers send them', () => {
+    const given = 'https://a.example, http://localhost:3000,*'
+    expect(loadConfig({ TASKER_CORS_ORIGINS: given }).doors.corsOrigins).toEqual(given.split(/, ?/))
+    for (const wrong of ['https://a.example/', 'a.example', 'https://A.example', 'https://', 'file:///x', 'null']) {
+      expect(problemsOf({ TASKER_CORS_ORIGINS: wrong })).toStartWith('TASKER_CORS_ORIGINS entry 1')
+    }
+  })
+
+  test('proxies, waiters and the leave to be open are read', () => {
+    const set = { TASKER_OPEN: '1', TASKER_TRUST_PROXY: '2', TASKER_MAX_WAITERS: '7' }
+    expect(loadConfig(set).doors).toMatchObject({ open: true, trustedProxies: 2, maxWaiters: 7 })
+    expect(problemsOf({ TASKER_OPEN: 'yes' })).toBe('TASKER_OPEN must be 0 or 1')
   })
 })
 

@@ -1,5 +1,14 @@
 import * as z from 'zod'
 import { TaskerError } from '#shared/task/errors.ts'
+import {
+  type DoorSettings,
+  eachIsOrigin,
+  isLoopback,
+  OUTSIDE_RATE_LIMIT,
+  readRateLimit,
+  readTokens,
+  type Token,
+} from './doors.ts'
 import { LOG_LEVELS, type LogSetting } from './log.ts'
 import { decodeKey } from './seal.ts'
 
@@ -16,6 +25,7 @@ export interface Config {
   readonly secret: SecretSource
   /** Empty: every request is let in. */
   readonly tokens: readonly Token[]
+  readonly doors: DoorSettings
   readonly leaseMs: number
   /** Runs at once in one process; null: as each kind says. */
   readonly workerConcurrency: number | null
@@ -54,14 +64,6 @@ export type SecretSource =
   | { readonly type: 'file'; readonly path: string }
   | { readonly type: 'random' }
   | { readonly type: 'none' }
-
-export const SCOPES = ['create', 'read', 'manage'] as const
-export type Scope = (typeof SCOPES)[number]
-
-export interface Token {
-  readonly token: string
-  readonly scopes: readonly Scope[]
-}
 
 /** The environment does not make a configuration. The message has a line for each setting that is wrong, and never its value. */
 export class ConfigError extends TaskerError {
@@ -117,6 +119,11 @@ const environment = z.object({
   TASKER_SECRET: list.pipe(z.array(z.string()).superRefine(eachIsKey)).optional(),
   TASKER_SECRET_FILE: z.string().optional(),
   TASKER_TOKENS: list.transform(readTokens).default([]),
+  TASKER_OPEN: z.enum(['0', '1'], 'must be 0 or 1').default('0'),
+  TASKER_RATE_LIMIT: z.string().transform(readRateLimit).optional(),
+  TASKER_TRUST_PROXY: whole(0, 10).default(0),
+  TASKER_CORS_ORIGINS: list.pipe(z.array(z.string()).superRefine(eachIsOrigin)).default([]),
+  TASKER_MAX_WAITERS: whole(1, 1_000_000).default(1_000),
   TASKER_LEASE_MS: whole(100, DAY_MS).default(30_000),
   WORKER_CONCURRENCY: whole(1, 100_000).optional(),
   WORKER_KINDS: list.optional(),
@@ -164,6 +171,13 @@ function toConfig(env: z.output<typeof environment>): Config {
     partitions: env.TASKER_PARTITIONS,
     secret: secretOf(env, store),
     tokens: env.TASKER_TOKENS,
+    doors: {
+      open: env.TASKER_OPEN === '1',
+      rateLimit: env.TASKER_RATE_LIMIT === undefined ? rateLimitAt(env.HOST) : env.TASKER_RATE_LIMIT,
+      trustedProxies: env.TASKER_TRUST_PROXY,
+      corsOrigins: env.TASKER_CORS_ORIGINS,
+      maxWaiters: env.TASKER_MAX_WAITERS,
+    },
     leaseMs: env.TASKER_LEASE_MS,
     workerConcurrency: env.WORKER_CONCURRENCY ?? null,
     workerKinds: env.WORKER_KINDS ?? null,
@@ -206,23 +220,6 @@ function eachIsKey(keys: readonly string[], context: z.RefinementCtx): void {
   })
 }
 
-// A message never quotes an entry: what looks like a scope may be a part of the token.
-function readTokens(entries: readonly string[], context: z.RefinementCtx): Token[] {
-  return entries.map((entry, index) => {
-    const at = entry.indexOf('=')
-    const token = at < 0 ? entry : entry.slice(0, at)
-    const named = at < 0 ? SCOPES : entry.slice(at + 1).split('+')
-    const scopes = SCOPES.filter((scope) => named.includes(scope))
-    if (!/^[\w.~+/-]+$/.test(token)) {
-      context.addIssue(`entry ${index + 1} may use letters, digits and . _ ~ + / - in the token`)
-    }
-    if (named.some((name) => !SCOPES.some((scope) => scope === name))) {
-      context.addIssue(`entry ${index + 1} names an unknown scope: write token=scope+scope, of ${SCOPES.join(', ')}`)
-    }
-    return { token, scopes }
-  })
-}
-
 function readWorkerUrls(entries: readonly string[], context: z.RefinementCtx): Record<string, string> {
   return Object.fromEntries(
     entries.map((entry, index) => {
@@ -236,12 +233,11 @@ function readWorkerUrls(entries: readonly string[], context: z.RefinementCtx): R
   )
 }
 
+function rateLimitAt(host: string) {
+  return isLoopback(host) ? null : OUTSIDE_RATE_LIMIT
+}
+
 function reachable(host: string): string {
   if (isLoopback(host) || host === '0.0.0.0' || host === '::') return 'localhost'
   return host.includes(':') ? `[${host}]` : host
-}
-
-/** True when only this machine can connect to the address. */
-export function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || /^127\./.test(host)
 }

@@ -6,7 +6,13 @@ export interface Server {
   stop(): Promise<void>
 }
 
-// Longer than any answer may take: `?wait=60`, and a little to send it.
+/** What the server knows of a request beside it. */
+export interface Connection {
+  /** The address at its other end; null when it is gone. */
+  address(): string | null
+}
+
+// Bun closes a connection that has not sent its whole request so long after it began, and one without all headers after 12 s. Longer than any answer may take: `?wait=60`, and a little to send it.
 const IDLE_TIMEOUT_S = 75
 
 /**
@@ -15,12 +21,12 @@ const IDLE_TIMEOUT_S = 75
  * @throws the runtime's error with code `EADDRINUSE` when another process has the port.
  */
 export function serve(options: {
-  fetch: (request: Request) => Response | Promise<Response>
+  fetch: (request: Request, connection: Connection) => Response | Promise<Response>
   host: string
   port: number
 }): Server {
   const server = Bun.serve({
-    fetch: options.fetch,
+    fetch: (request, bun) => options.fetch(request, { address: () => bun.requestIP(request)?.address ?? null }),
     hostname: options.host,
     port: options.port,
     idleTimeout: IDLE_TIMEOUT_S,

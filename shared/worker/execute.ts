@@ -1,8 +1,9 @@
 import type { Broker, Claimed, Outcome } from '#shared/broker/broker.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
 import { type Keyring, openPayload, SEALED_PREFIX } from '#shared/runtime/seal.ts'
-import { type Contract, parsePayload, SEALED, secretsIn } from '#shared/task/define.ts'
+import { type Contract, parsePayload, secretsIn } from '#shared/task/define.ts'
 import { ChildFailed, InvalidInput, PermanentError, RetryLater, RunAborted, TaskerError } from '#shared/task/errors.ts'
+import { maskSecrets } from '#shared/task/mask.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
 import { backoffMs, mayRetry } from '#shared/task/retry.ts'
 import { DEFAULT_RETENTION_S, type Envelope, expiryOf } from '#shared/task/task.ts'
@@ -268,7 +269,7 @@ class ClaimedRun implements Execution {
       return { ...lease, type: 'retry', at: this.#deps.clock.now() + waitMs }
     }
     const secrets = contract && this.#payload !== undefined ? secretsIn(contract, this.#payload) : []
-    const message = secrets.reduce((text, value) => text.replaceAll(value, SEALED), failure.message)
+    const message = maskSecrets(failure.message, secrets)
     const { type, statusCode } = failure
     return this.#end({ state: 'failed', statusCode, error: { type, message: message.slice(0, MAX_MESSAGE) } })
   }

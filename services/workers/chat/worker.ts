@@ -1,5 +1,6 @@
 import OpenAI from 'openai'
 import { PermanentError, RetryLater } from '#shared/task/errors.ts'
+import { maskSecrets } from '#shared/task/mask.ts'
 import { parseRetryAfter } from '#shared/task/retry.ts'
 import { type Implementation, implement } from '#shared/worker/implement.ts'
 import { chat } from './contract.ts'
@@ -57,5 +58,5 @@ function retryAfter(error: InstanceType<typeof OpenAI.APIError>, now: number): n
 
 /** Providers quote keys, whole or with stars in the middle. */
 function withoutKey(message: string, apiKey: string): string {
-  return message.replaceAll(apiKey, '[sealed]').replace(/\bsk-[\w*.-]+/g, '[sealed]')
+  return maskSecrets(message, [apiKey]).replace(/\bsk-[\w*.-]+/g, '[sealed]')
 }

@@ -9,6 +9,7 @@ import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
 import { startTcpProxy, type TcpProxy } from '#shared/test/tcp-proxy.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 import type { Broker, NewTask } from '../broker.ts'
+import { AnswerLost } from './client.ts'
 import { createRedisBroker } from './redis.ts'
 import { createTcpClient } from './tcp.ts'
 
@@ -87,6 +88,26 @@ test('a Redis that is away makes every call fail with StoreUnavailable, without 
   expect(String(error)).toBe('StoreUnavailable: Redis did not answer to enqueue.')
   expect(JSON.stringify(error)).not.toContain('num1')
   await broker.close()
+})
+
+test('a claim after a silence longer than a lease takes tasks for a whole lease', async () => {
+  let time = 1_700_000_000_000
+  let away = true
+  const client = createTcpClient({ url: redisTestUrl() })
+  const options = { now: () => time, namespace: randomNamespace(), resendAfterMs: [] }
+  const one = createRedisBroker(
+    { ...client, eval: (...call) => (away ? Promise.reject(new AnswerLost('nothing')) : client.eval(...call)) },
+    options,
+  )
+  const other = createRedisBroker(createTcpClient({ url: redisTestUrl() }), options)
+  await expect(one.claim(request)).rejects.toBeInstanceOf(StoreUnavailable)
+  time += request.leaseMs + 1
+  away = false
+  await other.enqueue([task('a')])
+  expect((await one.claim(request)).tasks).toMatchObject([{ id: 'a', attempt: 1 }])
+  expect((await other.claim({ ...request, takeBack: true })).tasks).toEqual([])
+  await one.close()
+  await other.close()
 })
 
 test('a Redis that refuses says why, without the command', async () => {

@@ -1,6 +1,6 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { rootOf, type State } from '#shared/task/task.ts'
-import type { Broker, BrokerOptions, Claim, ClaimRequest, Swept, TaskEvent } from '../broker.ts'
+import type { Broker, BrokerOptions, Claim, ClaimRequest, Swept } from '../broker.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
@@ -9,6 +9,7 @@ import {
   addOutcome,
   addStats,
   claimOf,
+  eventOf,
   headArgs,
   idOfEnvelope,
   KEY_OF,
@@ -19,6 +20,7 @@ import {
   newTaskArgs,
   statsOf,
   storedOf,
+  wakesOf,
 } from './wire.ts'
 
 /** A claim stops after so many bytes of envelopes, so that no answer grows over about a megabyte. */
@@ -108,8 +110,10 @@ export function createRedisBroker(
     kinds: KindNumbers,
     send: (args: (resent: boolean) => Arg[], token: string) => Promise<T>,
   ): Promise<T> {
-    const before = unanswered.get(partition)
+    const last = unanswered.get(partition)
     unanswered.delete(partition)
+    // After a long silence its leases are about to end: then what it may have taken comes back by itself.
+    const before = last && last.deadline - now() > request.leaseMs / 2 ? last : undefined
     const { token, deadline } = before ?? { token: newToken(), deadline: now() + request.leaseMs }
     const order = request.kinds.map((kind) => kinds.number(kind))
     const args = (resent: boolean) => [
@@ -315,7 +319,7 @@ export function createRedisBroker(
       return client.subscribe(
         namespace + WAKE_CHANNEL,
         (message) => {
-          for (const [kind, at] of Object.entries(JSON.parse(message) as Record<string, number>)) {
+          for (const [kind, at] of wakesOf(message)) {
             if (kinds.includes(kind)) wake(kind, at > 0 ? at : null)
           }
         },
@@ -326,7 +330,10 @@ export function createRedisBroker(
     watch: (on) =>
       client.subscribe(
         namespace + EVENT_CHANNEL,
-        (message) => on(JSON.parse(message) as TaskEvent),
+        (message) => {
+          const event = eventOf(message)
+          if (event) on(event)
+        },
         () => undefined,
       ),
 

@@ -1,6 +1,6 @@
 /** How calls to the scripts are written, and their replies read. The other side of each is in the header of its script. */
 import { type FinalState, PRIORITIES, type State } from '#shared/task/task.ts'
-import type { Claim, Claimed, KindStats, Live, NewTask, Outcome, Stored } from '../broker.ts'
+import type { Claim, Claimed, KindStats, Live, NewTask, Outcome, Stored, TaskEvent } from '../broker.ts'
 
 export type Arg = string | number
 
@@ -165,5 +165,27 @@ export function idOfEnvelope(envelope: string): string[] {
     return typeof id === 'string' ? [id] : []
   } catch {
     return []
+  }
+}
+
+/** Reads a wake-up: kinds, and when their tasks are due; 0 is now. Any program may publish: what is none says nothing. */
+export function wakesOf(message: string): [kind: string, at: number][] {
+  return Object.entries(parsed(message)).filter((entry): entry is [string, number] => typeof entry[1] === 'number')
+}
+
+/** Reads an event of tasks; null when the message is none. */
+export function eventOf(message: string): TaskEvent | null {
+  const { type, ids, id, chunk } = parsed(message)
+  const isText = (value: unknown) => typeof value === 'string'
+  if (type === 'end' && Array.isArray(ids)) return { type, ids: ids.filter(isText) }
+  if (type === 'chunk' && typeof id === 'string' && typeof chunk === 'string') return { type, id, chunk }
+  return null
+}
+
+function parsed(message: string): Record<string, unknown> {
+  try {
+    return Object(JSON.parse(message))
+  } catch {
+    return {}
   }
 }

@@ -34,6 +34,8 @@ export interface ChaosReport extends Verdict {
   readonly refused: Record<string, number>
   readonly seen: number
   readonly crashes: number
+  /** Crashes in the middle of a write. */
+  readonly torn: number
   /** Milliseconds from the last fault until nothing was left to do. */
   readonly settledMs: number
 }
@@ -83,6 +85,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
       refused: traffic.refused.status,
       seen: recording.seen.length,
       crashes: redis.lives.length - 1,
+      torn: redis.torn,
       settledMs,
       ...check(recording),
     }

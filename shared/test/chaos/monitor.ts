@@ -19,6 +19,7 @@ export async function startMonitor(port: number): Promise<Monitor> {
   const started = Promise.withResolvers<void>()
   const ended = Promise.withResolvers<void>()
   let rest = ''
+  const raw = process.env['CHAOS_RAW'] ? require('node:fs').createWriteStream(process.env['CHAOS_RAW'], { flags: 'a' }) : null
   socket.on('connect', () => socket.write('MONITOR\r\n'))
   socket.on('error', (error) => started.reject(error))
   socket.on('close', () => ended.resolve())
@@ -27,7 +28,7 @@ export async function startMonitor(port: number): Promise<Monitor> {
     rest = lines.pop() ?? ''
     for (const line of lines) {
       if (line === '+OK') started.resolve()
-      else reader.read(line)
+      else { raw?.write(line.slice(0, 200_000) + '\n'); reader.read(line) }
     }
   })
   await started.promise

@@ -1,10 +1,11 @@
-import { readdirSync, statSync, truncateSync } from 'node:fs'
+import { readdirSync, readFileSync, statSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import { kindKeys, partitionKeys } from '#shared/broker/redis/keys.ts'
 import { readEnvelope } from '#shared/task/record.ts'
 import { FINAL_STATES, type FinalState } from '#shared/task/task.ts'
 import { startRedis } from '../redis-server.ts'
+import { wholeUntil } from './journal.ts'
 import { chaosContracts } from './kinds.ts'
 import { type Monitor, startMonitor } from './monitor.ts'
 import type { Dump, Life } from './recording.ts'
@@ -13,7 +14,9 @@ import type { Dump, Life } from './recording.ts'
 export interface MortalRedis {
   readonly port: number
   readonly lives: Life[]
-  /** Kills it. With `lostMs` what it wrote within the last so many ms before is gone too, down to the middle of a command. */
+  /** Kills that came in the middle of a write. */
+  torn: number
+  /** Kills it. With `lostMs` what it wrote within the last so many ms before is gone too. */
   kill(lostMs: number | null): Promise<void>
   /** Starts it on its files, looks at what is there, and follows it from then on. */
   start(): Promise<void>
@@ -50,7 +53,7 @@ export async function createMortalRedis(options: {
   }
 
   const self: MortalRedis = {
-    ...{ port, lives, dump },
+    ...{ port, lives, torn: 0, dump },
     async start() {
       server = await startRedis({ dir, port, args })
       const start = await dump()
@@ -70,12 +73,12 @@ export async function createMortalRedis(options: {
       await monitor?.ended
       const life = lives.at(-1)
       if (!life) return
-      const safe = lostMs === null ? undefined : sizes.findLast(({ at }) => at <= crashedAt - lostMs)
-      if (lostMs !== null) {
-        const kept = safe ?? sizes[0]
-        const torn = Math.floor(((statSync(journal(dir)).size - (kept?.size ?? 0)) * (lostMs % 10)) / 100)
-        truncateSync(journal(dir), (kept?.size ?? 0) + torn)
-      }
+      const file = journal(dir)
+      const bytes = readFileSync(file)
+      const { size = 0 } = sizes.findLast(({ at }) => at <= crashedAt - (lostMs ?? 0)) ?? sizes[0] ?? {}
+      const whole = wholeUntil(bytes, lostMs === null ? bytes.length : size)
+      if (lostMs === null && whole < bytes.length) self.torn++
+      truncateSync(file, whole)
       Object.assign(life, { crashedAt, safeUntil: aof === 'always' ? Infinity : crashedAt - EVERYSEC_MS })
     },
     async pause(paused) {
