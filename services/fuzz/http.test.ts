@@ -122,23 +122,28 @@ const headers = fc.dictionary(
   ),
   { maxKeys: 4 },
 )
-const method = fc.constantFrom(
-  'GET',
-  'POST',
-  'POST',
-  'POST',
-  'DELETE',
-  'PUT',
-  'PATCH',
-  'HEAD',
-  'OPTIONS',
-  'PROPFIND',
-  'QUERY',
-  'get',
-  'X-ODD',
+const method = fc.oneof(
+  { weight: 3, arbitrary: fc.constant('POST') },
+  { weight: 1, arbitrary: fc.constant('GET') },
+  fc.constantFrom('DELETE', 'PUT', 'PATCH', 'HEAD', 'OPTIONS', 'PROPFIND', 'QUERY', 'get', 'X-ODD'),
 )
 
-const request = fc.record({ method, path, headers, body: fc.option(body, { freq: 8 }), json: fc.boolean() })
+const odd = fc.record({ method, path, headers, body: fc.option(body, { freq: 8 }), json: fc.boolean() })
+const plain = fc.record({ method, path, headers: fc.constant({}), body, json: fc.constant(true) })
+const FITTING: Record<string, string> = {
+  sum: '{"num1":-0,"num2":1e308}',
+  sequence: '{"n":3}',
+  chat: '{"question":"\\ud800","api_key":"\\u0000"}',
+  conversation: '{"topic":"\\udfff","n":1,"api_key":"x"}',
+}
+const fitting = fc.record({
+  method: fc.constant('POST'),
+  path: fc.constantFrom(...KINDS).map((kind) => `/${kind}`),
+  headers,
+  body: fc.constantFrom(...KINDS).map((kind) => new TextEncoder().encode(FITTING[kind])),
+  json: fc.boolean(),
+})
+const request = fc.oneof(odd, plain, fitting)
 
 async function open(store: (typeof stores)[number]) {
   const broker: Broker = store.open({ now: Date.now })

@@ -75,6 +75,17 @@ describe('readRecord', () => {
     expect(readRecord('{"result":null,"status_code":200}')).toMatchObject({ result: 'null' })
   })
 
+  test('takes a status code that is an object for none, whatever that says of itself', () => {
+    for (const code of ['{"toString":5}', '{"valueOf":{},"toString":null}', '{"__proto__":null}', '[200]', 'true']) {
+      expect(readRecord(`{"result":"x","status_code":${code}}`)).toBeNull()
+    }
+  })
+
+  test('leaves out numbers of calls that nobody could look through', () => {
+    const record = { result: 'x', status_code: 500, calls: Number.MAX_SAFE_INTEGER, steps: Number.MAX_SAFE_INTEGER }
+    expect(readRecord(JSON.stringify(record))).toEqual({ result: 'x', status_code: 500 })
+  })
+
   test('leaves out what has the wrong type, or is not ours', () => {
     const text =
       '{"result":"x","status_code":200,"status":"done","attempt":-1,"error":"e","parent":{"id":1},"__proto__":{"a":1},"extra":1}'

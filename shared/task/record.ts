@@ -4,6 +4,9 @@ import { type Envelope, FINAL_STATES, type FinalRecord, type FinalState, PRIORIT
 /** The `status_code` of a cancelled task: "client closed request", the one code that no handler or provider answers with. */
 export const CANCELLED_STATUS = 499
 
+/** Calls, steps and sleeps that a record may tell of. */
+const MAX_CALLS = 10_000_000
+
 const CANCELLED_ERROR: TaskError = { type: 'cancelled', message: 'The task was cancelled.' }
 
 /**
@@ -90,7 +93,9 @@ export function decodeResult(record: FinalRecord): unknown {
 export function readRecord(text: string): FinalRecord | null {
   const value = parseObject(text)
   if (value === null || value['result'] === undefined) return null
-  const statusCode = Number(value['status_code'] ?? Number.NaN)
+  const code = value['status_code']
+  // An object would be asked for its own `toString`, whatever that is.
+  const statusCode = typeof code === 'string' || typeof code === 'number' ? Number(code) : Number.NaN
   if (!Number.isInteger(statusCode)) return null
   const known = fitting(value, RECORD_FIELDS)
   return { ...known, ...withType(encodeResult(value['result']), known['content_type']), status_code: statusCode }
@@ -111,6 +116,8 @@ type Fits = (value: unknown) => boolean
 
 const isText: Fits = (value) => typeof value === 'string'
 const isCount: Fits = (value) => Number.isSafeInteger(value) && Number(value) >= 0
+// Who forgets or retries a task looks at each of its calls: a foreign number must not keep it busy for ever.
+const isCallCount: Fits = (value) => isCount(value) && Number(value) <= MAX_CALLS
 const isOneOf =
   (values: readonly unknown[]): Fits =>
   (value) =>
@@ -143,8 +150,8 @@ const RECORD_FIELDS = new Map<string, Fits>(
     attempt: isCount,
     started_at: isCount,
     finished_at: isCount,
-    calls: isCount,
-    steps: isCount,
+    calls: isCallCount,
+    steps: isCallCount,
     step: isText,
   }),
 )

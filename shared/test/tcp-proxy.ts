@@ -7,8 +7,6 @@ export interface TcpProxy {
   readonly largestCall: number
   /** Cuts the connection when the next answer comes: the server has acted, and the client does not learn of it. */
   loseNextAnswer(): void
-  /** Cuts the connection when the next call comes, and hands that call to the server so much later. */
-  delayNextCall(ms: number): void
   /** Cuts all connections. */
   cut(): void
   /** While it is set, new connections are cut at once. */
@@ -20,7 +18,6 @@ export async function startTcpProxy(target: { port: number }): Promise<TcpProxy>
   const sockets = new Set<Socket>()
   let losing = false
   let refusing = false
-  let delayMs: number | null = null
   let largestCall = 0
   const server: Server = createServer((client) => {
     if (refusing) {
@@ -29,25 +26,16 @@ export async function startTcpProxy(target: { port: number }): Promise<TcpProxy>
     }
     const upstream = connect(target.port, '127.0.0.1')
     let burst = 0
-    let late = false
     for (const socket of [client, upstream]) {
       sockets.add(socket)
       socket.on('error', () => undefined)
       socket.on('close', () => {
         sockets.delete(socket)
         client.destroy()
-        if (!late) upstream.destroy()
+        upstream.destroy()
       })
     }
     client.on('data', (data) => {
-      if (late) return
-      if (delayMs !== null) {
-        late = true
-        setTimeout(() => upstream.end(data), delayMs)
-        delayMs = null
-        client.destroy()
-        return
-      }
       burst += data.length
       largestCall = Math.max(largestCall, burst)
       upstream.write(data)
@@ -70,9 +58,6 @@ export async function startTcpProxy(target: { port: number }): Promise<TcpProxy>
     },
     loseNextAnswer() {
       losing = true
-    },
-    delayNextCall(ms) {
-      delayMs = ms
     },
     cut() {
       for (const socket of sockets) socket.destroy()

@@ -68,6 +68,7 @@ class Seat implements RunPorts {
   #calls: Promise<unknown> | null = null
   /** Set while the run is parked: a step that begins meanwhile waits for the next lease. */
   #parked: PromiseWithResolvers<void> | null = null
+  #closed = false
 
   constructor(deps: ExecutorDeps, claimed: Claimed, envelope: Envelope) {
     const { id, kind, calls, steps } = claimed
@@ -93,8 +94,15 @@ class Seat implements RunPorts {
     this.#parked = Promise.withResolvers()
   }
 
+  /** Lets nothing more of this run go to the store, and resolves when nothing is on its way: what ends it must not meet a step of it in one settle. */
+  async close(): Promise<void> {
+    this.#closed = true
+    await this.#calls
+  }
+
   /** Settles a part of what the run asks for, after which it goes on; a refusal ends it. */
   commit(outcome: () => Outcome): Promise<void> {
+    if (this.#closed) return Promise.reject(new RunAborted('stopping', `This run of ${this.claimed.id} is over.`))
     const result = (this.#calls ?? Promise.resolve()).then(async () => {
       const { id, kind } = this.claimed
       if (await this.#deps.commit(outcome())) return
@@ -218,6 +226,7 @@ class ClaimedRun implements Execution {
         }
       }
     } catch (error) {
+      await seat.close()
       return this.#failed(error)
     }
   }

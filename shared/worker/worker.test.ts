@@ -3,6 +3,7 @@ import * as z from 'zod'
 import type { Broker } from '#shared/broker/broker.ts'
 import { retryTask } from '#shared/broker/retry.ts'
 import { cancelTree } from '#shared/broker/tree.ts'
+import { nextTurn } from '#shared/runtime/clock.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import { type Contract, defineTask, secret } from '#shared/task/define.ts'
@@ -282,6 +283,50 @@ for (const store of stores) {
       expect(await stateOf(id)).toBe('queued')
       await worker([implement(slow, (_, ctx) => ctx.attempt)]).drain()
       expect(await recordOf(id)).toMatchObject({ result: '1' })
+    })
+
+    test('keeps the result of a step that is on its way to the store when the grace of a stop is over', async () => {
+      const stepper = kind('stepper')
+      const [settling, stepped, answer] = [0, 1, 2].map(() => Promise.withResolvers<void>()) as [
+        PromiseWithResolvers<void>,
+        PromiseWithResolvers<void>,
+        PromiseWithResolvers<void>,
+      ]
+      let settles = 0
+      let ran = 0
+      // The first settle is held up: what is to be stored meanwhile goes together in the next.
+      const slowly: Broker = {
+        ...broker,
+        async settle(...call) {
+          if (++settles === 1) {
+            settling.resolve()
+            await answer.promise
+          }
+          return broker.settle(...call)
+        },
+      }
+      const stepping = implement(stepper, async (_, ctx) => {
+        await settling.promise
+        return ctx.step('once', () => {
+          stepped.resolve()
+          return ++ran
+        })
+      })
+      await create(add, { a: 1, b: 2 })
+      const id = await create(stepper, {})
+      const stop = new AbortController()
+      const looping = worker([adder, stepping], { broker: slowly, graceMs: 1_000 }).loop(stop.signal)
+      await stepped.promise
+      await nextTurn()
+      stop.abort()
+      clock.advance(1_000)
+      await nextTurn()
+      answer.resolve()
+      await looping
+      expect(await stateOf(id)).toBe('queued')
+      await worker([stepping]).drain()
+      expect(await recordOf(id)).toMatchObject({ result: '1', attempt: 1 })
+      expect(ran).toBe(1)
     })
 
     test('is woken by a new task while it waits', async () => {

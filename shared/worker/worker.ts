@@ -122,7 +122,7 @@ export function createWorker(options: WorkerOptions): Worker {
         const lost = new Set(refused)
         return outcomes.map(({ id }) => !lost.has(id))
       }),
-    { maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather: nextTurn, secondAt: SECOND_SETTLE_AT },
+    { maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather, secondAt: SECOND_SETTLE_AT },
   )
 
   /** Makes a call again until the store is back: a result in hand is never thrown away. Gives up only when a stop's grace is over. */
@@ -147,6 +147,11 @@ export function createWorker(options: WorkerOptions): Worker {
   function unanswered(error: StoreUnavailable): number {
     if (storeFailures++ === 0) log.warn('The store does not answer; trying again', { reason: error.message })
     return Math.min(5_000, 100 * 2 ** Math.min(storeFailures, 10)) * (0.5 + random() / 2)
+  }
+
+  /** While others run, what ends in one turn of the event loop goes together; a lone task waits for nothing. */
+  function gather(): Promise<void> {
+    return running > 0 ? nextTurn() : Promise.resolve()
   }
 
   function signalChange(): void {
@@ -301,7 +306,7 @@ export function createWorker(options: WorkerOptions): Worker {
       await Promise.race([changed.promise, ...look])
       waited.abort()
       // What ends in this turn is claimed for together.
-      await nextTurn()
+      await gather()
     }
     stop()
     while (held.size > 0) await changed.promise

@@ -10,8 +10,9 @@ import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
 import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
 import { type Implementation, implement } from '#shared/worker/implement.ts'
 import { createWorker } from '#shared/worker/worker.ts'
-import type { Broker } from '../broker.ts'
+import type { Broker, TaskEvent } from '../broker.ts'
 import { sweepOnce } from '../expire.ts'
+import { removeTree } from '../tree.ts'
 import { createRedisBroker } from './redis.ts'
 import { createTcpClient } from './tcp.ts'
 
@@ -165,6 +166,64 @@ describe('foreign producers and workers', () => {
     expect((await broker.get(['good']))[0]?.record).toContain('"result":"2"')
     expect((await broker.get(['two']))[0]?.record).toContain('"result":"2"')
     expect(await foreign.llen('sum_task_queue:broken')).toBe(broken.length)
+  })
+
+  test('an id that is no text is kept aside: under no name that clients hand on could it be settled', async () => {
+    const envelope = (id: number[]) =>
+      Buffer.concat([Buffer.from('{"task_id":"'), Buffer.from(id), Buffer.from('","payload":{"num1":1,"num2":1}}')])
+    const wrong = [[0xff], [0x61, 0xc3], [0xc0, 0xaf], [0xed, 0xa0, 0x80], [0xf4, 0x90, 0x80, 0x80], [0xe0, 0x80, 0xaf]]
+    for (const id of wrong) await foreign.lpush('sum_task_queue', envelope(id))
+    for (const id of ['ü', '日本', '💥', '\u{10ffff}'])
+      await foreign.lpush('sum_task_queue', envelope([...Buffer.from(id)]))
+    expect(await drain()).toBe(4)
+    expect(await stats('sum')).toMatchObject({ queued: 0, running: 0, broken: wrong.length, succeeded: 4 })
+  })
+
+  test('a task that is ended by hand, its envelope left in the queue, leaves no count behind', async () => {
+    const envelope = encodeEnvelope({ task_id: 'a1', kind: 'sum', payload: { num1: 1, num2: 1 } })
+    await broker.enqueue([{ id: 'a1', kind: 'sum', priority: 'normal', envelope }])
+    await foreign.hset('tasks', 'a1', '{"result":"2","status_code":200}')
+    await sweep()
+    await drain()
+    expect(await stats('sum')).toMatchObject({ queued: 0, running: 0 })
+    expect(await foreign.get('sum_task_queue:dropped')).toBe('0')
+  })
+
+  test('a record that tells of more calls than there can be is deleted at once', async () => {
+    const record = { result: '', status_code: 500, kind: 'sum', calls: Number.MAX_SAFE_INTEGER, payload: {} }
+    await foreign.hset('tasks', 'a1', JSON.stringify(record))
+    await removeTree({ broker, contracts: {}, now: clock.now }, 'a1')
+    expect(await broker.get(['a1'])).toEqual([null])
+  })
+
+  test('messages of any other form, on the channels of Tasker, are passed over', async () => {
+    const events: TaskEvent[] = []
+    const last = Promise.withResolvers<void>()
+    const woken = Promise.withResolvers<void>()
+    const watching = await broker.watch((event) => {
+      events.push(event)
+      if (event.type === 'end') last.resolve()
+    })
+    const subscribed = await broker.subscribe(['sum'], (_kind, at) => at === 7 && woken.resolve())
+    const messages = [
+      '',
+      'no json',
+      'null',
+      '5',
+      '[]',
+      '{"type":"end"}',
+      '{"type":"end","ids":5}',
+      '{"type":"chunk"}',
+      '{"sum":"x"}',
+    ]
+    for (const message of messages) {
+      for (const channel of ['tasks:wake', 'tasks:events']) await foreign.publish(channel, message)
+    }
+    await foreign.publish('tasks:wake', '{"sum":7}')
+    await foreign.publish('tasks:events', '{"type":"end","ids":["a1",5]}')
+    await Promise.all([last.promise, woken.promise])
+    expect(events).toEqual([{ type: 'end', ids: ['a1'] }])
+    await Promise.all([watching.close(), subscribed.close()])
   })
 
   test('a secret that a foreign producer sends in clear is used, and is not in the final record', async () => {

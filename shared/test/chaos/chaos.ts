@@ -1,14 +1,20 @@
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { rootOf } from '#shared/task/task.ts'
 import { freePort } from '../process.ts'
 import { check, type Verdict } from './check.ts'
-import { type FleetOptions, type Member, type Role, startMember } from './fleet.ts'
+import { type FleetOptions, type Member, type Role, SQLITE_FILE, startMember } from './fleet.ts'
 import { type Fault, type FaultType, planCreations, planFaults } from './plan.ts'
 import { createRandom } from './random.ts'
 import { EMPTY_DUMP, type Recording } from './recording.ts'
 import { createMortalRedis, type MortalRedis } from './redis.ts'
+import { watchSqlite } from './sqlite.ts'
+import type { Store } from './store.ts'
 import { startTraffic } from './traffic.ts'
+
+/** A SQLite file, or a Redis by how it syncs its journal. */
+export type StoreKind = 'sqlite' | 'everysec' | 'always'
 
 export interface ChaosOptions {
   readonly seed: number
@@ -16,18 +22,24 @@ export interface ChaosOptions {
   readonly seconds: number
   /** Tasks in all, children included. */
   readonly tasks: number
-  readonly aof: 'everysec' | 'always'
+  readonly store: StoreKind
+  /** Of the layout in Redis; 1 when left out. */
+  readonly partitions?: number
   readonly leaseMs: number
   readonly roles: readonly Role[]
   readonly faultEveryMs: number
   /** All that came to pass in the processes is printed as it happens. */
   readonly verbose?: boolean
+  /** Only these faults, to find out which one matters. */
+  readonly types?: readonly string[] | undefined
 }
 
 export interface ChaosReport extends Verdict {
   readonly options: Omit<ChaosOptions, 'verbose'>
   readonly faults: Partial<Record<FaultType, number>>
   readonly acknowledged: number
+  /** Roots that were stored though nobody was told so: their creators died, or had no answer. */
+  readonly unacknowledged: number
   /** Final records at the end, those of children included. */
   readonly ended: number
   /** Answers to creations that were no 201. */
@@ -40,59 +52,71 @@ export interface ChaosReport extends Verdict {
   readonly settledMs: number
 }
 
-const FAULTS: readonly FaultType[] = [
-  ...(['kill', 'terminate', 'pause', 'cut', 'lose answer', 'partition', 'clock'] as const),
-  ...(['redis kill', 'redis power cut', 'redis pause'] as const),
-]
+const ANY = ['kill', 'terminate', 'pause', 'clock'] as const
+const NETWORK = ['cut', 'lose answer', 'partition'] as const
+const FAULTS: Record<StoreKind, readonly FaultType[]> = {
+  sqlite: ANY,
+  everysec: [...ANY, ...NETWORK, 'redis kill', 'redis pause', 'redis power cut'],
+  always: [...ANY, ...NETWORK, 'redis kill', 'redis pause'],
+}
 
-/** Runs real processes on a real Redis, hurts them, lets them come to rest, and judges what was seen. */
+/** Runs real processes on a real store, hurts them, lets them come to rest, and judges what was seen. */
 export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
-  const { seed, seconds, tasks, aof, leaseMs, roles } = options
+  const { verbose = false, ...told } = options
+  const { seed, seconds, tasks, leaseMs, roles, partitions = 1 } = told
   const random = createRandom(seed)
   const spanMs = seconds * 1000
   const dir = mkdtempSync(join(tmpdir(), 'tasker-chaos-'))
-  const redis = await createMortalRedis({ dir, port: await freePort(), aof })
-  const recording: Recording = {
-    ...{ aof, acknowledged: [], cancellations: [], seen: [], ran: [], lives: redis.lives, end: EMPTY_DUMP },
-  }
   const members: Member[] = []
+  const stops: (() => Promise<void>)[] = []
   try {
-    const fleet: FleetOptions = { dir, redisPort: redis.port, leaseMs, env: {} }
+    const redis =
+      told.store === 'sqlite'
+        ? null
+        : await createMortalRedis({ dir, port: await freePort(), aof: told.store, partitions })
+    if (redis) stops.push(() => redis.stop())
+    const fleet: FleetOptions = { dir, redisPort: redis?.port ?? null, leaseMs, partitions }
     for (const [i, role] of roles.entries()) members.push(await startMember(`${role} ${i}`, role, fleet))
+    const store: Store = redis ?? watchSqlite(join(dir, SQLITE_FILE))
+    if (!redis) stops.push(() => store.stop())
+    const recording: Recording = {
+      ...{ acknowledged: [], cancellations: [], seen: [], ran: [], lives: store.lives, end: EMPTY_DUMP },
+    }
     const having = (...wanted: Role[]) => members.filter(({ role }) => wanted.includes(role))
     const traffic = startTraffic({
       creations: planCreations(random.fork('creations'), tasks, spanMs * 0.9),
-      ...{ recording, creators: having('creator'), managers: having('manager') },
+      ...{ recording, creators: having('creator', 'all'), managers: having('manager', 'all') },
       random: random.fork('traffic'),
       untilMs: spanMs + 30_000,
     })
-    const types = FAULTS.filter((type) => aof === 'everysec' || type !== 'redis power cut')
+    const types = FAULTS[told.store].filter((type) => options.types?.includes(type) ?? true)
     const plan = planFaults(random.fork('faults'), { spanMs, everyMs: options.faultEveryMs, leaseMs, types })
-    const faults = await inflict(plan, { members, redis, leaseMs, verbose: options.verbose === true })
+    const faults = await inflict(plan, { members, redis, leaseMs, verbose })
     const over = performance.now()
     await traffic.created
-    recording.end = await atRest(redis, leaseMs)
+    await atRest(store, leaseMs)
     const settledMs = Math.round(performance.now() - over)
     await traffic.stop()
-    recording.end = await redis.dump()
+    recording.end = await store.dump()
     recording.ran.push(...readSteps(join(dir, 'steps')))
-    const { verbose: _, ...told } = options
+    const acknowledged = new Set(recording.acknowledged.map(({ id }) => id))
     return {
       options: told,
       faults,
-      acknowledged: new Set(recording.acknowledged.map(({ id }) => id)).size,
+      acknowledged: acknowledged.size,
+      unacknowledged: [...recording.end.ended.keys()].filter((id) => id === rootOf(id) && !acknowledged.has(id)).length,
       ended: recording.end.ended.size,
       refused: traffic.refused.status,
       seen: recording.seen.length,
-      crashes: redis.lives.length - 1,
-      torn: redis.torn,
+      crashes: store.lives.length - 1,
+      torn: redis?.torn ?? 0,
       settledMs,
       ...check(recording),
     }
   } finally {
     await Promise.all(members.map((member) => member.stop()))
-    if (options.verbose) for (const member of members) console.log(`--- ${member.name}\n${member.output()}`)
-    await redis.stop()
+    if (verbose) for (const member of members) console.log(`--- ${member.name}\n${member.output()}`)
+    for (const stop of stops) await stop()
     rmSync(dir, { recursive: true, force: true })
   }
 }
@@ -105,12 +129,12 @@ async function inflict(
     redis,
     leaseMs,
     verbose,
-  }: { members: readonly Member[]; redis: MortalRedis; leaseMs: number; verbose: boolean },
+  }: { members: readonly Member[]; redis: MortalRedis | null; leaseMs: number; verbose: boolean },
 ): Promise<Partial<Record<FaultType, number>>> {
   const begun = performance.now()
   const counts: Partial<Record<FaultType, number>> = {}
   const under: Promise<void>[] = []
-  let redisBusy = false
+  let redisFaults = Promise.resolve()
   let redisDead = false
   for (const fault of plan) {
     await Bun.sleep(Math.max(0, fault.at - (performance.now() - begun)))
@@ -127,13 +151,10 @@ async function inflict(
   /** Null when whom it concerns is not up. */
   function start({ type, target, forMs, amount }: Fault): Promise<void> | null {
     if (type.startsWith('redis ')) {
-      if (redisBusy) return null
-      redisBusy = true
       const lostMs = type === 'redis power cut' ? Math.round(((amount + 1) / 2) * 900) : null
-      const happens = type === 'redis pause' ? pauseRedis(forMs) : killRedis(forMs, lostMs)
-      return happens.finally(() => {
-        redisBusy = false
-      })
+      // One after the other: each of them comes to pass.
+      redisFaults = redisFaults.then(() => (type === 'redis pause' ? pauseRedis(forMs) : killRedis(forMs, lostMs)))
+      return redisFaults
     }
     const able = members.filter(({ idle, role }) => idle && (type !== 'clock' || role !== 'real worker'))
     const member = able[target % able.length]
@@ -155,36 +176,36 @@ async function inflict(
   }
 
   async function pauseRedis(forMs: number): Promise<void> {
-    await redis.pause(true)
+    await redis?.pause(true)
     await Bun.sleep(forMs)
-    await redis.pause(false)
+    await redis?.pause(false)
   }
 
   /** Nobody gets to the new one before it has been looked at. */
   async function killRedis(downMs: number, lostMs: number | null): Promise<void> {
     redisDead = true
     for (const { proxy } of members) proxy?.refuse(true)
-    await redis.kill(lostMs)
+    await redis?.kill(lostMs)
     await Bun.sleep(downMs)
-    await redis.start()
+    await redis?.start()
     redisDead = false
     for (const { proxy } of members) proxy?.refuse(false)
   }
 }
 
 /** Waits until nothing is live and nothing is queued. Gives up when for long nothing has changed. */
-async function atRest(redis: MortalRedis, leaseMs: number) {
+async function atRest(store: Store, leaseMs: number) {
   const patienceMs = 3 * leaseMs + 10_000
   let before = ''
   let changedAt = performance.now()
   for (;;) {
-    const dump = await redis.dump()
+    const dump = await store.dump()
     if (dump.live.size === 0 && dump.left.length === 0) return dump
     const now = `${dump.final.size} ${[...dump.live.values()].map((value) => value.slice(0, 40)).join()}`
     if (now !== before) changedAt = performance.now()
     before = now
     if (performance.now() - changedAt > patienceMs) return dump
-    await Bun.sleep(200)
+    await Bun.sleep(100)
   }
 }
 

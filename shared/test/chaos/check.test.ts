@@ -64,7 +64,6 @@ function clean(): Spoiled {
   }
   const at = BEGAN + 1_010
   return {
-    aof: 'everysec',
     acknowledged: [
       { id: 'early', spec: sum(5), key: 'key', at },
       { id: 'parent', spec: { kind: 'sequence', payload: { n: 1 } }, key: null, at },

@@ -27,14 +27,16 @@ export interface FleetOptions {
   readonly dir: string
   readonly redisPort: number | null
   readonly leaseMs: number
-  readonly env: Readonly<Record<string, string>>
+  readonly partitions: number
 }
+
+export const SQLITE_FILE = 'tasker.db'
 
 const FILE = Bun.fileURLToPath(new URL('./member.ts', import.meta.url))
 
 /** Starts one process; resolves when it works. */
 export async function startMember(name: string, role: Role, options: FleetOptions): Promise<Member> {
-  const { dir, redisPort, leaseMs } = options
+  const { dir, redisPort, leaseMs, partitions } = options
   const proxy = redisPort === null ? null : await startTcpProxy({ port: redisPort })
   const clock = join(dir, `${name}.clock`)
   writeFileSync(clock, '0')
@@ -42,10 +44,9 @@ export async function startMember(name: string, role: Role, options: FleetOption
   const env = {
     ...{ CHAOS_CLOCK: clock, CHAOS_STEPS: join(dir, 'steps') },
     ...{ CREATOR_PORT: `${creatorPort}`, MANAGER_PORT: `${managerPort}` },
-    ...{ TASKER_LEASE_MS: `${leaseMs}`, WORKER_GRACE_MS: '300', LOG_LEVEL: 'info' },
-    ...(proxy ? { REDIS_URL: `redis://127.0.0.1:${proxy.port}` } : {}),
+    ...{ TASKER_LEASE_MS: `${leaseMs}`, TASKER_PARTITIONS: `${partitions}`, WORKER_GRACE_MS: '300', LOG_LEVEL: 'info' },
+    ...(proxy ? { REDIS_URL: `redis://127.0.0.1:${proxy.port}` } : { TASKER_DB: join(dir, SQLITE_FILE) }),
     ...(role === 'real worker' ? { WORKER_KINDS: 'sum,sequence' } : {}),
-    ...options.env,
   }
   const run = () =>
     role === 'real worker'

@@ -52,7 +52,7 @@ async function lateCommit(settle: Script): Promise<Recording> {
   await monitor.ended
   const { commits, stored } = monitor
   return {
-    ...{ aof: null, acknowledged: [], cancellations: [], seen: [], ran: [], end: EMPTY_DUMP },
+    ...{ acknowledged: [], cancellations: [], seen: [], ran: [], end: EMPTY_DUMP },
     lives: [{ start: EMPTY_DUMP, commits, stored, safeUntil: 0, crashedAt: null }],
   }
 }

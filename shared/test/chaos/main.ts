@@ -6,19 +6,27 @@ const { values } = parseArgs({
   options: {
     seed: { type: 'string', default: String(Math.floor(Math.random() * 1_000_000)) },
     seconds: { type: 'string', default: '60' },
-    tasks: { type: 'string', default: '20000' },
+    tasks: { type: 'string' },
+    store: { type: 'string', default: 'redis' },
     aof: { type: 'string', default: 'everysec' },
+    partitions: { type: 'string', default: '1' },
     lease: { type: 'string', default: '9000' },
     every: { type: 'string', default: '300' },
+    faults: { type: 'string' },
     verbose: { type: 'boolean', default: false },
   },
 })
-const aof = values.aof === 'always' ? 'always' : 'everysec'
+const { seed, seconds, tasks, lease, every, partitions, verbose } = values
+const store = values.store === 'sqlite' ? 'sqlite' : values.aof === 'always' ? 'always' : 'everysec'
 
 const report = await runChaos({
-  ...{ seed: Number(values.seed), seconds: Number(values.seconds), tasks: Number(values.tasks), aof },
-  ...{ leaseMs: Number(values.lease), faultEveryMs: Number(values.every), verbose: values.verbose },
-  roles: ['creator', 'creator', 'manager', 'manager', 'worker', 'worker', 'worker', 'real worker'],
+  ...{ seed: Number(seed), seconds: Number(seconds), store, leaseMs: Number(lease), faultEveryMs: Number(every) },
+  tasks: Number(tasks ?? (store === 'sqlite' ? 5_000 : 20_000)),
+  ...{ verbose, partitions: Number(partitions), types: values.faults?.split(',') },
+  roles:
+    store === 'sqlite'
+      ? ['all']
+      : ['creator', 'creator', 'manager', 'manager', 'worker', 'worker', 'worker', 'real worker'],
 })
 console.log(JSON.stringify({ ...report, violations: report.violations.slice(0, 50) }, null, 1))
 console.log(summary(report))
@@ -27,10 +35,11 @@ process.exitCode = report.violations.length > 0 ? 1 : 0
 function summary({ options, faults, violations, ...report }: ChaosReport): string {
   const rules = Object.entries(Object.groupBy(violations, ({ rule }) => rule))
   return [
-    `seed ${options.seed}, ${options.seconds} s, appendfsync ${options.aof}: ${report.ended} tasks ended, ${report.acknowledged} of them acknowledged as roots`,
+    `seed ${options.seed}, ${options.seconds} s, ${options.store}: ${report.ended} tasks ended, ${report.acknowledged} of them acknowledged as roots`,
     `faults: ${Object.entries(faults)
       .map(([type, count]) => `${count} ${type}`)
       .join(', ')}`,
+    `stored without an acknowledgement: ${report.unacknowledged}`,
     `lost with a crash within its last second: ${report.lost}; taken back by one and run again: ${report.takenBack}`,
     `violations: ${violations.length}${rules.map(([rule, all]) => `\n  ${all?.length ?? 0} × ${rule}`).join('')}`,
   ].join('\n')

@@ -19,7 +19,6 @@ export async function startMonitor(port: number): Promise<Monitor> {
   const started = Promise.withResolvers<void>()
   const ended = Promise.withResolvers<void>()
   let rest = ''
-  const raw = process.env['CHAOS_RAW'] ? require('node:fs').createWriteStream(process.env['CHAOS_RAW'], { flags: 'a' }) : null
   socket.on('connect', () => socket.write('MONITOR\r\n'))
   socket.on('error', (error) => started.reject(error))
   socket.on('close', () => ended.resolve())
@@ -28,7 +27,7 @@ export async function startMonitor(port: number): Promise<Monitor> {
     rest = lines.pop() ?? ''
     for (const line of lines) {
       if (line === '+OK') started.resolve()
-      else { raw?.write(line.slice(0, 200_000) + '\n'); reader.read(line) }
+      else reader.read(line)
     }
   })
   await started.promise
@@ -39,7 +38,7 @@ export async function startMonitor(port: number): Promise<Monitor> {
  * Reads lines of MONITOR. A script's own call comes first, with its arguments: there stands by which token a task is ended. The commands
  * inside follow: there stand the token that holds a task (its live value) and each final record.
  */
-export function createMonitorReader() {
+function createMonitorReader() {
   const commits: Commit[] = []
   const stored = new Map<string, number>()
   const holders = new Map<string, string>()

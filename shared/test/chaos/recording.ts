@@ -3,7 +3,6 @@ import type { Spec } from './kinds.ts'
 
 /** What a run saw from outside of Tasker: all that the checker knows. Times are milliseconds of the system's clock. */
 export interface Recording {
-  readonly aof: 'everysec' | 'always' | null
   readonly acknowledged: Acknowledged[]
   /** Ids of tasks for which a cancellation was asked; `at` when it was acknowledged. */
   readonly cancellations: { id: string; at: number | null }[]

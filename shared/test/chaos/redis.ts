@@ -9,11 +9,11 @@ import { wholeUntil } from './journal.ts'
 import { chaosContracts } from './kinds.ts'
 import { type Monitor, startMonitor } from './monitor.ts'
 import type { Dump, Life } from './recording.ts'
+import type { Store } from './store.ts'
 
 /** A Redis that is killed and comes back on its files. */
-export interface MortalRedis {
+export interface MortalRedis extends Store {
   readonly port: number
-  readonly lives: Life[]
   /** Kills that came in the middle of a write. */
   torn: number
   /** Kills it. With `lostMs` what it wrote within the last so many ms before is gone too. */
@@ -21,9 +21,6 @@ export interface MortalRedis {
   /** Starts it on its files, looks at what is there, and follows it from then on. */
   start(): Promise<void>
   pause(paused: boolean): Promise<void>
-  /** All that it holds now. */
-  dump(): Promise<Dump>
-  stop(): Promise<void>
 }
 
 /** With `everysec` Redis promises all but about the last second. */
@@ -33,8 +30,9 @@ export async function createMortalRedis(options: {
   dir: string
   port: number
   aof: 'everysec' | 'always'
+  partitions: number
 }): Promise<MortalRedis> {
-  const { dir, port, aof } = options
+  const { dir, port, aof, partitions } = options
   const args = ['--appendonly', 'yes', '--appendfsync', aof, '--auto-aof-rewrite-percentage', '0']
   const lives: Life[] = []
   let server: Awaited<ReturnType<typeof startRedis>> | undefined
@@ -46,7 +44,7 @@ export async function createMortalRedis(options: {
     const redis = new Redis({ port, host: '127.0.0.1', maxRetriesPerRequest: 0 })
     redis.on('error', () => undefined)
     try {
-      return await dumpOf(redis)
+      return await dumpOf(redis, partitions)
     } finally {
       redis.disconnect()
     }
@@ -105,31 +103,46 @@ function journal(dir: string): string {
   return join(folder, name)
 }
 
-async function dumpOf(redis: Redis): Promise<Dump> {
-  const [liveKey = '', finalKey = '', pendingKey = ''] = partitionKeys('')
-  const final = new Map(Object.entries(await redis.hgetall(finalKey)))
-  const live = new Map(Object.entries(await redis.hgetall(liveKey)))
-  const left: string[] = []
-  const queued = new Set<string>()
-  const ended = new Map<string, FinalState[]>()
+async function dumpOf(redis: Redis, partitions: number): Promise<Dump> {
+  const all = {
+    ...{ final: new Map<string, string>(), live: new Map<string, string>(), ended: new Map<string, FinalState[]>() },
+    ...{ queued: new Set<string>(), left: [] as string[] },
+  }
+  for (let i = 0; i < partitions; i++) await dumpPartition(redis, partitions > 1 ? `{${i}}:` : '', all)
+  return { at: Date.now(), ...all }
+}
+
+interface Found {
+  final: Map<string, string>
+  live: Map<string, string>
+  ended: Map<string, FinalState[]>
+  queued: Set<string>
+  left: string[]
+}
+
+async function dumpPartition(redis: Redis, prefix: string, { final, live, ended, queued, left }: Found): Promise<void> {
+  const [liveKey = '', finalKey = '', pendingKey = ''] = partitionKeys(prefix)
+  for (const [id, value] of Object.entries(await redis.hgetall(liveKey))) live.set(id, value)
+  for (const [id, record] of Object.entries(await redis.hgetall(finalKey))) final.set(id, record)
   for (const [id, count] of Object.entries(await redis.hgetall(pendingKey))) left.push(`${id} has ${count} pending`)
   for (const kind of Object.keys(chaosContracts)) {
-    const keys = kindKeys('', kind)
+    const keys = kindKeys(prefix, kind)
+    const [broken = '', dropped = ''] = keys.slice(9)
     for (const key of keys.slice(0, 3)) {
       for (const text of await redis.lrange(key, 0, -1)) {
         left.push(`${key}: ${text}`)
         queued.add(readEnvelope(text)?.task_id ?? text)
       }
     }
-    for (const key of keys.slice(3, 6)) for (const id of await redis.zrange(key, '0', '-1')) left.push(`${key}: ${id}`)
+    for (const key of keys.slice(3, 6)) {
+      for (const id of await redis.zrange(key, '0', '-1')) left.push(`${key}: ${id}`)
+    }
     for (const [i, state] of FINAL_STATES.entries()) {
       for (const id of await redis.zrange(keys[6 + i] ?? '', '0', '-1'))
         ended.set(id, [...(ended.get(id) ?? []), state])
     }
-    const [broken = '', dropped = ''] = keys.slice(9)
     if ((await redis.llen(broken)) > 0) left.push(`${broken} is not empty`)
-    const count = await redis.get(dropped)
-    if (count !== null && count !== '0') left.push(`${dropped} is ${count}`)
+    const count = (await redis.get(dropped)) ?? '0'
+    if (count !== '0') left.push(`${dropped} is ${count}`)
   }
-  return { at: Date.now(), final, live, ended, queued, left }
 }

@@ -51,13 +51,25 @@ local function claimedBefore(claimable, deadline, token, reply)
   return #reply > 1
 end
 
+-- Whether bytes are UTF-8. Clients hand on other bytes changed, and the task could be settled under no name.
+local function isText(id)
+  if not string.find(id, '[\128-\255]') then return true end
+  for _, wrong in ipairs({ '\224[\128-\159]', '\237[\160-\191]', '\240[\128-\143]', '\244[\144-\191]' }) do
+    if string.find(id, wrong) then return false end
+  end
+  for _, char in ipairs({ '[\240-\244][\128-\191][\128-\191][\128-\191]', '[\224-\239][\128-\191][\128-\191]', '[\194-\223][\128-\191]' }) do
+    id = string.gsub(id, char, ' ')
+  end
+  return not string.find(id, '[\128-\255]')
+end
+
 -- The id of an envelope. One of ours begins with it; a foreign one must be read, and nothing but its task_id is used.
 local function idOf(envelope)
   local id = string.match(envelope, '^{"task_id":"([^"\\]+)","v":1,')
   if id then return id, true end
   local ok, decoded = pcall(cjson.decode, envelope)
   id = ok and type(decoded) == 'table' and decoded.task_id
-  if type(id) == 'string' and #id > 0 and #id <= 256 and not string.find(id, '%c') then return id, false end
+  if type(id) == 'string' and #id > 0 and #id <= 256 and not string.find(id, '%c') and isText(id) then return id, false end
 end
 
 local function claim()
@@ -121,7 +133,8 @@ local function claim()
         dropped = dropped + 1
       end
     end
-    if dropped > 0 then call('DECRBY', of(kind, DROPPED), dropped) end
+    -- Below zero when a foreign program ended a task and left its envelope, which nobody counted.
+    if dropped > 0 and call('DECRBY', of(kind, DROPPED), dropped) < 0 then call('SET', of(kind, DROPPED), 0) end
     flushLive(); flushLeases()
   end
   return reply
