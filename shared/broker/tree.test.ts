@@ -79,6 +79,23 @@ describe('cancelTree', () => {
     expect(tasks).toEqual([])
   })
 
+  test('ends a tree whose cancellations were sent twice, since an answer was lost', async () => {
+    const { broker, deps, newTask, fanOut, states } = setup()
+    const twice: Broker = {
+      ...broker,
+      async cancel(tasks) {
+        await broker.cancel(tasks)
+        return broker.cancel(tasks)
+      },
+    }
+    await broker.enqueue([newTask('r', 'conversation')])
+    await fanOut('conversation', 'sequence', 2)
+    await fanOut('sequence', 'sum', 3)
+    await cancelTree({ ...deps, broker: twice }, 'r')
+    expect(await states('r', 'r.0', 'r.1', 'r.0.0', 'r.0.2')).toEqual(Array(5).fill('cancelled'))
+    await expect(cancelTree(deps, 'r')).rejects.toThrow('has already ended')
+  })
+
   test('a root that was cancelled expires when its retention is over', async () => {
     const { broker, deps, newTask, fanOut, pass, states } = setup()
     await broker.enqueue([newTask('r', 'sequence')])

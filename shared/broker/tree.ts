@@ -1,7 +1,7 @@
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { childId, DEFAULT_RETENTION_S, type Envelope, expiryOf, finalState, type ParentRef } from '#shared/task/task.ts'
-import type { Broker, Cancellation, Cancelled, Live, Stored } from './broker.ts'
+import type { Broker, Cancellation, Live, Stored } from './broker.ts'
 import { attemptOf, type Contracts, contractOf } from './view.ts'
 
 /** Tasks that are read and written in one call: it bounds the memory, whatever the size of a tree. */
@@ -56,15 +56,35 @@ export async function removeFailedChildren(deps: TreeDeps, parent: { id: string;
   }
 }
 
-/** Cancels what is live of these, and gives those that this call ended. */
-async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly Stored[]): Promise<Cancelled[]> {
+/** What was ended as cancelled, and how many children it called; null when that is not known. */
+interface Ended {
+  id: string
+  calls: number | null
+}
+
+/**
+ * Cancels what is live of these, and gives those that have ended so. A call whose answer was lost is sent again, and then ends
+ * nothing more: what it left alone is looked at, lest the children of what it had ended before be forgotten.
+ */
+async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly Stored[]): Promise<Ended[]> {
   const at = now()
   const cancellations = tasks.flatMap(({ id, live }) => (live ? [cancellationOf(id, live, contracts, at)] : []))
   if (cancellations.length === 0) return []
-  return (await broker.cancel(cancellations)).filter(({ cancelled }) => cancelled)
+  const answers = await broker.cancel(cancellations)
+  const others = answers.flatMap(({ id, cancelled }) => (cancelled ? [] : [id]))
+  const left = others.length > 0 ? await broker.get(others) : []
+  return [
+    ...answers.filter(({ cancelled }) => cancelled),
+    ...left.flatMap((stored) => (stored && isCancelled(stored) ? [{ id: stored.id, calls: null }] : [])),
+  ]
 }
 
-async function cancelBelow(deps: TreeDeps, id: string, calls: number): Promise<void> {
+function isCancelled({ record }: Stored): boolean {
+  const read = record === null ? null : readRecord(record)
+  return read !== null && finalState(read) === 'cancelled'
+}
+
+async function cancelBelow(deps: TreeDeps, id: string, calls: number | null): Promise<void> {
   for await (const children of childrenOf(deps.broker, id, calls)) {
     for (const child of await cancelLive(deps, children)) await cancelBelow(deps, child.id, child.calls)
   }

@@ -9,7 +9,7 @@ export interface Traffic {
   readonly created: Promise<void>
   /** Answers to creations: how many said no, or did not come. */
   readonly refused: { status: Record<string, number> }
-  /** Keyed creations that were told two ids. */
+  /** Ends it all, waiting for no more answers. */
   stop(): Promise<void>
 }
 

@@ -1,0 +1,32 @@
+import { afterEach, expect, test } from 'bun:test'
+import { endProcesses } from '../process.ts'
+import { runChaos } from './chaos.ts'
+
+afterEach(endProcesses)
+
+// The short form of `bun run chaos`: real processes, a fixed seed, a few seconds of faults.
+const short = { seed: 7, seconds: 5, leaseMs: 1_500, faultEveryMs: 250 }
+
+test('a fleet on Redis keeps every promise while processes, connections, clocks and Redis itself fail', async () => {
+  const report = await runChaos({
+    ...short,
+    ...{ store: 'always', tasks: 800, roles: ['creator', 'manager', 'worker', 'worker'] },
+  })
+  expect(report.violations).toEqual([])
+  expect(report).toMatchObject({ lost: 0, takenBack: 0, crashes: report.faults['redis kill'] ?? 0 })
+  expect(report.crashes).toBeGreaterThan(0)
+  expect(report.faults.kill).toBeGreaterThan(0)
+  expect(report.acknowledged).toBeGreaterThan(200)
+  expect(report.ended).toBeGreaterThan(report.acknowledged)
+  expect(report.leasesChecked).toBeGreaterThan(report.acknowledged / 2)
+  expect(report.seen).toBeGreaterThan(100)
+}, 60_000)
+
+test('a process on SQLite keeps every promise while it is killed again and again', async () => {
+  const report = await runChaos({ ...short, seconds: 4, store: 'sqlite', tasks: 600, roles: ['all'] })
+  expect(report.violations).toEqual([])
+  expect(report.faults.kill).toBeGreaterThan(0)
+  expect(report).toMatchObject({ lost: 0, takenBack: 0 })
+  expect(report.acknowledged).toBeGreaterThan(50)
+  expect(report.ended).toBeGreaterThan(report.acknowledged)
+}, 60_000)
