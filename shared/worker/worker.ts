@@ -109,7 +109,8 @@ export function createWorker(options: WorkerOptions): Worker {
     (outcomes) =>
       insist(async () => {
         // What calls children, or ends one, queues tasks in this very call.
-        const queues = outcomes.flatMap(kindsQueuedBy)
+        const queues: string[] = []
+        for (const outcome of outcomes) addKindsQueuedBy(outcome, queues)
         if (queues.length > 0) more = true
         const request = more ? claimRequest() : undefined
         const { refused } = await claiming(
@@ -344,10 +345,12 @@ export function createWorker(options: WorkerOptions): Worker {
   }
 }
 
-/** Kinds of which an outcome queues tasks: of children that it calls, and of a parent or a task that may go on. */
-function kindsQueuedBy(outcome: Outcome): string[] {
-  if (outcome.type === 'call') return [outcome.kind, ...outcome.children.map(({ kind }) => kind)]
-  return outcome.parent ? [outcome.parent.kind] : []
+/** Adds the kinds of which an outcome queues tasks: of children that it calls, and of a parent or a task that may go on. */
+function addKindsQueuedBy(outcome: Outcome, kinds: string[]): void {
+  if (outcome.type === 'call') {
+    kinds.push(outcome.kind)
+    for (const { kind } of outcome.children) if (!kinds.includes(kind)) kinds.push(kind)
+  } else if (outcome.parent && !kinds.includes(outcome.parent.kind)) kinds.push(outcome.parent.kind)
 }
 
 function charsOf(outcome: Outcome): number {

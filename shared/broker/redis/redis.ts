@@ -6,11 +6,11 @@ import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
 import {
   type Arg,
+  addHead,
   addOutcome,
   addStats,
   claimOf,
   eventOf,
-  headArgs,
   idOfEnvelope,
   KEY_OF,
   type KindNumbers,
@@ -236,10 +236,11 @@ export function createRedisBroker(
         (task) => task.id,
         async (part, partition) => {
           const kinds = kindNumbers()
-          const args = part.flatMap(({ record, expiresAt, ...task }) => [
-            ...headArgs({ ...task, type: 'cancel', token: '-' }, kinds, `${KEY_OF.cancelled},${expiresAt ?? '-'}`),
-            record,
-          ])
+          const args: Arg[] = []
+          for (const { record, expiresAt, ...task } of part) {
+            addHead(args, { ...task, type: 'cancel', token: '-' }, kinds, `${KEY_OF.cancelled},${expiresAt ?? '-'}`)
+            args.push(record)
+          }
           const reply = await run(scripts.settle, partition, kinds.names, () => [part.length, ...args, 0])
           const [codes] = reply as [number[]]
           return codes.map((calls, i) => ({

@@ -37,33 +37,36 @@ export function newTaskArgs(tasks: readonly NewTask[], kinds: KindNumbers): Arg[
 }
 
 /** What every outcome begins with: see settle.lua. */
-export function headArgs(
+export function addHead(
+  args: Arg[],
   outcome: Pick<Outcome, 'id' | 'kind' | 'token' | 'parent'> & { type: string },
   kinds: KindNumbers,
   more: string,
-): Arg[] {
+): void {
   const { id, kind, token, parent, type } = outcome
-  const head = `${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0} ${more} ${token}`
-  return parent ? [head, id, parent.id] : [head, id]
+  args.push(`${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0} ${more} ${token}`, id)
+  if (parent) args.push(parent.id)
 }
 
 export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
   switch (outcome.type) {
     case 'end':
-      args.push(...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`), outcome.record)
+      addHead(args, outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`)
+      args.push(outcome.record)
       break
     case 'adopt':
-      args.push(...headArgs(outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`))
+      addHead(args, outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`)
       break
     case 'retry':
-      args.push(...headArgs(outcome, kinds, String(outcome.at)))
+      addHead(args, outcome, kinds, String(outcome.at))
       break
     case 'release':
-      args.push(...headArgs(outcome, kinds, '-'))
+      addHead(args, outcome, kinds, '-')
       break
     case 'call': {
       const { calls, steps, park, wakeAt, records, children } = outcome
-      args.push(...headArgs(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`), records.length)
+      addHead(args, outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`)
+      args.push(records.length)
       for (const { id, record } of records) args.push(id, record)
       // Not by spreading: a part of a fan-out has more arguments than fit on a stack.
       for (const arg of newTaskArgs(children, kinds)) args.push(arg)
@@ -74,10 +77,11 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
 
 /** Reads a claim's reply: see claim.lua. */
 export function claimOf(reply: unknown, token: string): Claim {
-  const fields = reply as string[]
-  const claim: Claim = { tasks: [], nextDueAt: fields[0] === '' ? null : Number(fields[0]) }
-  for (const field of fields.slice(1)) claim.tasks.push(claimedOf(field, token))
-  return claim
+  const [due, tasks] = reply as [string, string]
+  return {
+    tasks: tasks === '' ? [] : tasks.split('\x1e').map((task) => claimedOf(task, token)),
+    nextDueAt: due === '' ? null : Number(due),
+  }
 }
 
 function claimedOf(field: string, token: string): Claimed {

@@ -1,6 +1,6 @@
 -- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
 -- number of kinds, the kinds in order of turn.
--- Returns { when the next is due or '', then for each task "<started> <rest> <id>\n<envelope>" (rest: see common.lua) }.
+-- Returns { when the next is due or '', the tasks as one text: for each "<started> <rest> <id>\n<envelope>" (rest: see common.lua), \30 between them }.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
   for _, kind in ipairs(claimable) do
@@ -38,17 +38,17 @@ local function takeBack(claimable, limit)
 end
 
 -- What the call before, whose answer was lost, has claimed: those whose lease ends then and has this token.
-local function claimedBefore(claimable, deadline, token, reply)
+local function claimedBefore(claimable, deadline, token, claimed)
   for _, kind in ipairs(claimable) do
     local ids = call('ZRANGEBYSCORE', of(kind, RUNNING), deadline, deadline)
     for i, value in ipairs(fetch(LIVE, ids)) do
       local t = value and split(value)
       if t and t.token == token then
-        reply[#reply + 1] = t.started .. ' ' .. restOf(t) .. ' ' .. ids[i] .. '\n' .. t.envelope
+        claimed[#claimed + 1] = t.started .. ' ' .. restOf(t) .. ' ' .. ids[i] .. '\n' .. t.envelope
       end
     end
   end
-  return #reply > 1
+  return #claimed > 0
 end
 
 -- Whether bytes are UTF-8. Clients hand on other bytes changed, and the task could be settled under no name.
@@ -63,10 +63,14 @@ local function isText(id)
   return not string.find(id, '[\128-\255]')
 end
 
--- The id of an envelope. One of ours begins with it; a foreign one must be read, and nothing but its task_id is used.
+-- The id of an envelope. One of ours begins with it, as most others do; the rest must be read, and nothing but its task_id is used.
+-- An envelope that names another id further on is found out by the worker.
 local function idOf(envelope)
-  local id = string.match(envelope, '^{"task_id":"([^"\\]+)","v":1,')
-  if id then return id, true end
+  -- JSON has no such byte, and the answer has it between tasks.
+  if string.find(envelope, '\30', 1, true) then return nil end
+  local id, mark = string.match(envelope, '^{%s*"task_id"%s*:%s*"([^"\\%c]+)"%s*,("?v?"?:?1?,?)')
+  if id and mark == '"v":1,' then return id, true end
+  if id and #id <= 256 and isText(id) then return id, false end
   local ok, decoded = pcall(cjson.decode, envelope)
   id = ok and type(decoded) == 'table' and decoded.task_id
   if type(id) == 'string' and #id > 0 and #id <= 256 and not string.find(id, '%c') and isText(id) then return id, false end
@@ -74,10 +78,10 @@ end
 
 local function claim()
   local limit, deadline, token, back, resent, enough = number(), arg(), arg(), arg() == '1', arg() == '1', number()
-  local claimable, kindOf, queues, reply = {}, {}, {}, { '' }
+  local claimable, kindOf, queues, due, claimed = {}, {}, {}, '', {}
   for i = 1, number() do claimable[i] = number() end
-  if resent and claimedBefore(claimable, deadline, token, reply) then return reply end
-  if back then reply[1] = tostring(takeBack(claimable, math.max(limit, 100)) or '') end
+  if resent and claimedBefore(claimable, deadline, token, claimed) then return { due, table.concat(claimed, '\30') } end
+  if back then due = tostring(takeBack(claimable, math.max(limit, 100)) or '') end
   for priority = 1, 3 do
     for _, kind in ipairs(claimable) do
       queues[#queues + 1] = of(kind, priority)
@@ -98,7 +102,7 @@ local function claim()
       if bytes > 0 and bytes + #envelope > enough then
         -- Too much for one answer: the rest goes back, in its order, and is due at once.
         for j = #popped[2], i, -1 do call('RPUSH', popped[1], popped[2][j]) end
-        full, reply[1] = true, tostring(now)
+        full, due = true, nowText
         break
       end
       bytes = bytes + #envelope
@@ -128,7 +132,7 @@ local function claim()
         if started == '0' then started = nowText end
         set(LIVE, id, 'running ' .. token .. ' ' .. started .. ' ' .. rest .. '\n' .. envelope)
         lease(running, deadline, id)
-        reply[#reply + 1] = started .. ' ' .. rest .. ' ' .. id .. '\n' .. envelope
+        claimed[count] = started .. ' ' .. rest .. ' ' .. id .. '\n' .. envelope
       elseif ours[i] then
         dropped = dropped + 1
       end
@@ -137,5 +141,5 @@ local function claim()
     if dropped > 0 and call('DECRBY', of(kind, DROPPED), dropped) < 0 then call('SET', of(kind, DROPPED), 0) end
     flushLive(); flushLeases()
   end
-  return reply
+  return { due, table.concat(claimed, '\30') }
 end
