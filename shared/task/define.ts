@@ -125,6 +125,7 @@ async function replaceAt(
 
 /** The payload as it may be shown: `"[sealed]"` in the place of every secret. */
 export function redact(contract: Contract, payload: unknown): unknown {
+  if (contract.secrets.length === 0) return payload
   return contract.secrets.reduce<unknown>((copy, path) => redactAt(copy, path), payload)
 }
 

@@ -106,10 +106,13 @@ export function readEnvelope(text: string): Envelope | null {
   const value = parseObject(text)
   const id = value?.['task_id']
   if (value === null || typeof id !== 'string' || id === '') return null
-  const envelope = fitting(value, ENVELOPE_FIELDS)
+  // Nearly always all of it fits: only what does not is taken out.
+  for (const name of Object.keys(value)) {
+    if (ENVELOPE_FIELDS.get(name)?.(value[name]) === false) delete value[name]
+  }
   // Only what Tasker queued is counted by a parent: a foreign envelope cannot make itself somebody's child.
-  if (envelope['v'] !== 1) delete envelope['parent']
-  return Object.assign(envelope, { task_id: id, payload: value['payload'] })
+  if (value['v'] !== 1 && value['parent'] !== undefined) delete value['parent']
+  return value as unknown as Envelope
 }
 
 type Fits = (value: unknown) => boolean
