@@ -62,6 +62,8 @@ test('of all that is installed, only the packages that the document names have a
   for (const path of manifests) {
     // A manifest elsewhere in a package is a part of its sources.
     if (!/node_modules\/(@[^/]+\/)?[^/]+\/package\.json$/.test(path)) continue
+    // What the launcher fetched to run on is no dependency of the project.
+    if (path.startsWith('node_modules/.cache/')) continue
     const manifest = read(join(root, dirname(path)))
     if (hasInstallScript(manifest)) withScript.add(manifest.name)
   }
