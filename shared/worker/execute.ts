@@ -95,9 +95,9 @@ class Seat implements RunPorts {
   }
 
   /** Lets nothing more of this run go to the store, and resolves when nothing is on its way: what ends it must not meet a step of it in one settle. */
-  async close(): Promise<void> {
+  close(): Promise<unknown> | null {
     this.#closed = true
-    await this.#calls
+    return this.#calls
   }
 
   /** Settles a part of what the run asks for, after which it goes on; a refusal ends it. */
@@ -202,7 +202,9 @@ class ClaimedRun implements Execution {
     seat.run ??= new Run(this.#implementation, { id: claimed.id, attempt: claimed.attempt, payload }, seat)
     if (this.#aborted) seat.run.abort(this.#aborted)
     const { finished } = seat.run
-    return finished?.type === 'returned' ? this.#succeeded(finished.value) : this.#follow(seat, seat.run)
+    if (finished?.type !== 'returned') return this.#follow(seat, seat.run)
+    seat.close()
+    return this.#succeeded(finished.value)
   }
 
   /** Goes on with the handler until it ends, or can go no further and is parked. */
@@ -211,7 +213,10 @@ class ClaimedRun implements Execution {
     try {
       for (;;) {
         const progress = await run.advance()
-        if (progress.type === 'returned') return this.#succeeded(progress.value)
+        if (progress.type === 'returned') {
+          await seat.close()
+          return this.#succeeded(progress.value)
+        }
         if (progress.type === 'threw') throw progress.error
         if (await replay(broker, seat.parent, run.waiting(), clock.now())) continue
         for await (const part of partsOf(seat.parent, run.waiting(), { now: clock.now(), keyring })) {

@@ -67,9 +67,9 @@ export class Run {
     this.#ports = ports
     try {
       const value = implementation.handler(task.payload, new RunContext(this, implementation.contract.kind, task))
-      if (!(value instanceof Promise)) this.finished = { type: 'returned', value }
+      if (!isThenable(value)) this.finished = { type: 'returned', value }
       else {
-        value.then(
+        Promise.resolve(value).then(
           (result) => this.#report({ type: 'returned', value: result }),
           (error: unknown) => this.#report({ type: 'threw', error }),
         )
@@ -225,7 +225,12 @@ class RunContext implements Context {
     return async (contract, payloads, options) => this.#run.map(contract, payloads, options)
   }
   get step(): Context['step'] {
-    return (name, effect) => this.#run.step(name, effect)
+    return (name, effect) => {
+      const result = this.#run.step(name, effect)
+      // A handler that does not wait for it must not take the process down.
+      result.catch(() => undefined)
+      return result
+    }
   }
   get sleep(): Context['sleep'] {
     return (ms) => this.#run.sleep(ms)
@@ -238,6 +243,10 @@ class RunContext implements Context {
   get emit(): Context['emit'] {
     return (chunk) => this.#run.emit(chunk)
   }
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof value === 'object' && value !== null && typeof Reflect.get(value, 'then') === 'function'
 }
 
 /** The error for a call that is not the one of the run before. */

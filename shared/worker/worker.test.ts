@@ -610,6 +610,25 @@ for (const store of stores) {
         expect(effects).toBe(1)
       })
 
+      test('a step that the handler does not wait for neither keeps the task alive nor takes the worker down', async () => {
+        const [at, later] = [await create(parent, 'at once'), await create(parent, 'later')]
+        const handler = implement(parent, (payload, ctx) => {
+          void ctx.step('left alone', () => Promise.resolve(1))
+          if (payload === 'at once') return 'done'
+          return ctx
+            .step('first', () => 2)
+            .then(() => {
+              void ctx.step('left alone too', () => 3)
+              return 'done'
+            })
+        })
+        await worker([handler]).drain()
+        for (const id of [at, later]) expect(await recordOf(id)).toMatchObject({ status: 'succeeded', result: 'done' })
+        expect((await broker.stats(['parent']))[0]).toMatchObject({ queued: 0, running: 0, succeeded: 2 })
+        clock.advance(60_000)
+        expect((await worker([handler]).drain()).ran).toBe(0)
+      })
+
       test('an invalid payload for a child fails the parent at once, and nothing is called', async () => {
         const id = await create(parent, {})
         const handler = implement(parent, (_, ctx) => ctx.call(add, { a: 'x' as unknown as number, b: 1 }))
