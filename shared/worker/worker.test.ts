@@ -629,6 +629,27 @@ for (const store of stores) {
         expect((await worker([handler]).drain()).ran).toBe(0)
       })
 
+      test('cancelling a root aborts the signal of a running grandchild at the next heartbeat', async () => {
+        const [middle, leaf] = [kind('middle'), kind('leaf')]
+        const started = Promise.withResolvers<AbortSignal>()
+        const id = await create(parent, {})
+        const drained = worker([
+          implement(parent, (_, ctx) => ctx.call(middle, {})),
+          implement(middle, (_, ctx) => ctx.call(leaf, {})),
+          implement(leaf, (_, ctx) => {
+            started.resolve(ctx.signal)
+            return new Promise(() => undefined)
+          }),
+        ]).drain()
+        const signal = await started.promise
+        await cancelTree({ broker, contracts: {}, now: clock.now }, id)
+        clock.advance(10_000)
+        await drained
+        expect(signal.reason).toMatchObject({ code: 'cancelled' })
+        for (const task of [id, `${id}.0`, `${id}.0.0`])
+          expect(await recordOf(task)).toMatchObject({ status: 'cancelled' })
+      })
+
       test('an invalid payload for a child fails the parent at once, and nothing is called', async () => {
         const id = await create(parent, {})
         const handler = implement(parent, (_, ctx) => ctx.call(add, { a: 'x' as unknown as number, b: 1 }))
