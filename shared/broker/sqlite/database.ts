@@ -33,7 +33,7 @@ interface Vendor {
 }
 
 /** Opens the file, or `:memory:`, and makes it and its folder when they are missing. */
-export function openDatabase(path: string): Database {
+export function openDatabase(path: string, busyTimeoutMs: number): Database {
   if (path !== ':memory:') mkdirSync(dirname(path), { recursive: true })
   const vendor: Vendor = new BunDatabase(path, { create: true })
   const finalizers: (() => void)[] = []
@@ -56,7 +56,7 @@ export function openDatabase(path: string): Database {
     },
   }
   try {
-    configure(db)
+    configure(db, busyTimeoutMs)
   } catch (error) {
     db.close()
     throw error
@@ -64,9 +64,9 @@ export function openDatabase(path: string): Database {
   return db
 }
 
-function configure(db: Database): void {
+function configure(db: Database, busyTimeoutMs: number): void {
   // First, so that the statements below wait for another process that is opening the same file.
-  db.exec('PRAGMA busy_timeout = 5000')
+  db.exec(`PRAGMA busy_timeout = ${busyTimeoutMs}`)
   db.exec('PRAGMA journal_mode = WAL')
   // With NORMAL a killed process loses nothing, but a power cut may undo tasks that were already acknowledged. FULL costs one
   // fsync a transaction, which a batch shares.

@@ -196,6 +196,47 @@ describe('a file that cannot be used', () => {
     raw.close()
     await broker.close()
   })
+
+  test('refuses while another process writes for too long, and goes on when it is done', async () => {
+    const path = newFile()
+    const broker = createSqliteBroker({ path, busyTimeoutMs: 20 })
+    const writer = new Database(path)
+    writer.exec('BEGIN IMMEDIATE')
+    const task = newTask()
+    const error = await broker.enqueue([task]).catch((error: unknown) => error)
+    expect(String(error)).toBe('StoreUnavailable: The SQLite store could not enqueue: SQLITE_BUSY.')
+    expect(await broker.get([task.id])).toEqual([null])
+    writer.exec('COMMIT')
+    writer.close()
+    expect(await broker.enqueue([task])).toEqual([{ id: task.id, created: true }])
+    await broker.close()
+  })
+
+  test('takes no new task when the disk is full, loses none, and goes on when there is room', async () => {
+    const path = newFile()
+    await createSqliteBroker({ path }).close()
+    const module = join(import.meta.dir, 'sqlite.ts')
+    const code = `import { createSqliteBroker } from ${JSON.stringify(module)}
+      const broker = createSqliteBroker({ path: ${JSON.stringify(path)} })
+      let accepted = 0
+      for (;;) {
+        const id = 'full-' + accepted
+        const task = { id, kind: 'sum', priority: 'normal', envelope: 'x'.repeat(20_000) }
+        const error = await broker.enqueue([task]).then(() => null, (error) => error)
+        if (error) { console.log(JSON.stringify({ accepted, error: String(error) })); process.exit(0) }
+        accepted++
+      }`
+    // A file that may not grow is what a full disk looks like to SQLite. The limit is in blocks of 512 bytes.
+    const command = `trap '' XFSZ; ulimit -f 1024; exec "$0" -e "$1"`
+    const full = Bun.spawn(['sh', '-c', command, process.execPath, code], { stdout: 'pipe', stderr: 'inherit' })
+    const { accepted, error } = JSON.parse(await new Response(full.stdout).text())
+    expect(error).toMatch(/^StoreUnavailable: The SQLite store could not enqueue: SQLITE_(FULL|IOERR)/)
+    expect(accepted).toBeGreaterThan(5)
+    const broker = createSqliteBroker({ path })
+    expect((await broker.stats(['sum']))[0]?.queued).toBe(accepted)
+    expect(await broker.enqueue([newTask()])).toMatchObject([{ created: true }])
+    await broker.close()
+  })
 })
 
 test('what comes back is run by due time, whether it was running, delayed or asleep', async () => {
@@ -239,7 +280,7 @@ test('a task that ends leaves no envelope in the file', async () => {
 })
 
 test('no statement reads the whole table', () => {
-  const db = openDatabase(':memory:')
+  const db = openDatabase(':memory:', 0)
   migrate(db)
   const plans: string[] = []
   const explaining = {

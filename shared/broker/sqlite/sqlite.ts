@@ -10,6 +10,8 @@ import { createSignals, type News } from './signals.ts'
 export interface SqliteBrokerOptions extends BrokerOptions {
   /** The file, made with its folder when it is missing; `:memory:` for a store that ends with the broker. */
   path: string
+  /** How long a call waits for another process that is writing, in ms. Default 5,000. */
+  busyTimeoutMs?: number
 }
 
 /**
@@ -18,8 +20,9 @@ export interface SqliteBrokerOptions extends BrokerOptions {
  *
  * @throws StoreUnavailable when the file cannot be opened, or was made by a newer version.
  */
-export function createSqliteBroker({ path, now = Date.now }: SqliteBrokerOptions): Broker {
-  const db = open(path)
+export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
+  const { path, now = Date.now, busyTimeoutMs = 5_000 } = options
+  const db = open(path, busyTimeoutMs)
   const queue = createQueue(db)
   const ending = createEnding(db, queue)
   const look = createLook(db)
@@ -123,10 +126,10 @@ export function createSqliteBroker({ path, now = Date.now }: SqliteBrokerOptions
   }
 }
 
-function open(path: string): Database {
+function open(path: string, busyTimeoutMs: number): Database {
   let db: Database | undefined
   try {
-    db = openDatabase(path)
+    db = openDatabase(path, busyTimeoutMs)
     migrate(db)
     return db
   } catch (error) {
