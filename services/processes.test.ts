@@ -200,6 +200,8 @@ describe('a process for each service on Redis', () => {
     let response = await post(creator, '/sum', { num1: 5, num2: 6 })
     while (response.status === 503) response = await post(creator, '/sum', { num1: 5, num2: 6 })
     const after = ((await response.json()) as Task).task_id
+    // Each process finds back to Redis in its own time.
+    while (!(await fetch(`${manager}/readyz`)).ok);
     expect((await get(manager, after, 20)).result).toBe(11)
     expect((await get(manager, queued)).status).toBe('queued')
     // Nothing of the refused one: the two before and the one after.
