@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'bun:test'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import { ConfigError, loadConfig } from '#shared/runtime/config.ts'
+import { loadConfig } from '#shared/runtime/config.ts'
+import { settingsOf } from '#shared/test/settings.ts'
 import { loadRestConfig } from './rest/config.ts'
 import { contracts } from './workers/contracts.ts'
 
@@ -67,7 +68,7 @@ describe('wrangler.jsonc', () => {
 
   test.each([...services, ...workers])('%s sets only what loadConfig reads, and no secret', (service) => {
     const { vars = {} } = wranglerOf(service).config
-    expect(Object.keys(vars).filter((name) => !settings(loadConfig).has(name))).toEqual([])
+    expect(Object.keys(vars).filter((name) => !settingsOf(loadConfig).has(name))).toEqual([])
     expect(Object.keys(vars).filter((name) => /TOKEN|SECRET|UPSTASH/.test(name))).toEqual([])
     expect(() => loadConfig(vars)).not.toThrow()
   })
@@ -81,7 +82,7 @@ describe('wrangler.jsonc', () => {
       ...(service === 'manager' ? [] : ['DRAIN_TOKEN']),
     ]
     expect(comment.split(', ').sort()).toEqual([...needed].sort())
-    expect(needed.filter((name) => !settings(loadConfig).has(name))).toEqual([])
+    expect(needed.filter((name) => !settingsOf(loadConfig).has(name))).toEqual([])
     const row = read('docs/deploy/cloudflare.md')
       .split('\n')
       .find((line) => line.startsWith(`| \`${wranglerOf(service).config.name}\` |`))
@@ -151,7 +152,7 @@ describe('fly.toml', () => {
   })
 
   test('sets only what loadConfig reads, for everybody who reaches it, and no secret', () => {
-    expect(Object.keys(fly.env).filter((name) => !settings(loadConfig).has(name))).toEqual([])
+    expect(Object.keys(fly.env).filter((name) => !settingsOf(loadConfig).has(name))).toEqual([])
     expect(Object.keys(fly.env).filter((name) => /TOKEN|SECRET|UPSTASH|REDIS/.test(name))).toEqual([])
     expect(config.host).toBe('0.0.0.0')
   })
@@ -218,26 +219,13 @@ describe('docs/deploy', () => {
   })
 
   test.each(pages)('%s names only settings that something reads', (page) => {
-    const known = new Set([...settings(loadConfig), ...settings(loadRestConfig), 'SERVICE'])
+    const known = new Set([...settingsOf(loadConfig), ...settingsOf(loadRestConfig), 'SERVICE'])
     const pattern = /\b(?:TASKER|WORKER|DRAIN|UPSTASH|REDIS|REST|OPENAI|CREATOR|MANAGER|LOG)_[A-Z_]*[A-Z]\b/g
     const named = Array.from(read(page).matchAll(pattern), ([name]) => name)
     expect(named.length).toBeGreaterThan(0)
     expect(named.filter((name) => !known.has(name))).toEqual([])
   })
 })
-
-/** The names that a reader of settings asks an environment for. */
-function settings(load: (env: Record<string, string>) => unknown): ReadonlySet<string> {
-  const asked = new Set<string>()
-  const env = new Proxy<Record<string, string>>({}, { get: (_, name) => void asked.add(String(name)) })
-  try {
-    load(env)
-  } catch (error) {
-    // Some are needed: they were asked for all the same.
-    if (!(error instanceof ConfigError)) throw error
-  }
-  return asked
-}
 
 /** As GitHub makes them. */
 function anchorsOf(markdown: string): string[] {

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { parse } from 'yaml'
 import { loadRestConfig } from '#services/rest/config.ts'
 import { loadConfig } from '#shared/runtime/config.ts'
+import { settingsOf } from '#shared/test/settings.ts'
 import { contracts } from './workers/contracts.ts'
 
 interface ComposeService {
@@ -49,7 +50,7 @@ describe('docker-compose.yml', () => {
     expect(service.restart).toBe('unless-stopped')
     expect(service.depends_on).toEqual({ redis: { condition: 'service_healthy' } })
     expect(service.environment).toMatchObject({ REDIS_URL: 'redis://redis:6379' })
-    const known = knownSettings(load)
+    const known = settingsOf(load)
     expect(Object.keys(service.environment ?? {}).filter((name) => !known.has(name))).toEqual([])
     expect(() => load({ ...withDefaults(service.environment), ...given })).not.toThrow()
   })
@@ -149,17 +150,6 @@ describe('Dockerfile', () => {
     expect(dockerfile).toMatch(/^CMD \["sh", "-c", "exec bun /m)
   })
 })
-
-function knownSettings(load: (env: Record<string, string>) => unknown): ReadonlySet<string> {
-  const asked = new Set<string>()
-  const env = new Proxy<Record<string, string>>({}, { get: (_, name) => void asked.add(String(name)) })
-  try {
-    load(env)
-  } catch {
-    // What it asked for is all that matters.
-  }
-  return asked
-}
 
 /** What compose makes of `${NAME:-default}` when nothing is set. */
 function withDefaults(environment: Record<string, string> = {}): Record<string, string> {
