@@ -41,7 +41,7 @@ export interface Broker {
   cancel(tasks: readonly Cancellation[]): Promise<Cancelled[]>
 
   /** Forgets final records. A live or unknown id is left as it is. Descendants are the caller's business (`removeTree`). */
-  remove(tasks: readonly { id: string; kind: string | null }[]): Promise<void>
+  remove(tasks: readonly Removal[]): Promise<void>
 
   /** Queues ended tasks again, at the back, from attempt 1, their history kept: the final record is dropped. Returns the ids that were queued; one without a final record is left as it is. */
   retry(tasks: readonly NewTask[]): Promise<string[]>
@@ -88,8 +88,19 @@ export interface NewTask {
   dueAt?: number | null
   /** For `retry`: the length of the history that the task goes on from. */
   history?: { calls: number; steps: number }
+  /** For `retry`: when the record that is dropped would have expired, as it was said when the task ended. */
+  expiresAt?: number | null
   /** True when the id was made a moment ago by the caller and cannot be known yet: saves the look-up on the first send. */
   fresh?: boolean
+}
+
+/** A final record that is no longer wanted. */
+export interface Removal {
+  id: string
+  /** Null when it is not known, as for a step. */
+  kind: string | null
+  /** When it would have expired, as it was said when the task ended; left out or null when that is not known, as for a foreign record. */
+  expiresAt?: number | null
 }
 
 export interface Enqueued {

@@ -1,8 +1,7 @@
-import { TaskNotFound } from '#shared/task/errors.ts'
 import { readEnvelope, readRecord } from '#shared/task/record.ts'
 import { DEFAULT_RETENTION_S, expiryOf, type FinalState, finalState } from '#shared/task/task.ts'
 import type { Outcome, Swept } from './broker.ts'
-import { removeTree, type TreeDeps } from './tree.ts'
+import { removeTrees, type TreeDeps } from './tree.ts'
 
 /**
  * Looks once for work that nobody reports: forgets the trees of roots whose record has expired, and takes over results that foreign
@@ -13,14 +12,11 @@ export async function sweepOnce(deps: TreeDeps, limit: number): Promise<{ expire
   const { expired, foreign } = await deps.broker.sweep(limit)
   await adopt(deps, foreign)
   const stored = expired.length > 0 ? await deps.broker.get(expired) : []
-  for (const task of stored) {
-    // A task that was retried meanwhile is live again.
-    if (task === null || task.live !== null) continue
-    await removeTree(deps, task.id).catch((error: unknown) => {
-      // Another process has swept it.
-      if (!(error instanceof TaskNotFound)) throw error
-    })
-  }
+  // What is gone was swept by another process; what is live again was retried meanwhile.
+  await removeTrees(
+    deps,
+    stored.filter((task) => task !== null && task.live === null),
+  )
   return { expired: expired.length, adopted: foreign.length }
 }
 

@@ -1,7 +1,15 @@
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
-import { childId, DEFAULT_RETENTION_S, type Envelope, expiryOf, finalState, type ParentRef } from '#shared/task/task.ts'
-import type { Broker, Cancellation, Live, Stored } from './broker.ts'
+import {
+  childId,
+  DEFAULT_RETENTION_S,
+  type Envelope,
+  expiryOf,
+  expiryOfRecord,
+  finalState,
+  type ParentRef,
+} from '#shared/task/task.ts'
+import type { Broker, Cancellation, Live, Removal, Stored } from './broker.ts'
 import { attemptOf, type Contracts, contractOf } from './view.ts'
 
 /** Tasks that are read and written in one call: it bounds the memory, whatever the size of a tree. */
@@ -37,7 +45,7 @@ export async function cancelTree(deps: TreeDeps, id: string): Promise<void> {
 export async function removeTree(deps: TreeDeps, id: string): Promise<void> {
   const [stored] = await deps.broker.get([id])
   if (!stored) throw new TaskNotFound(id)
-  await removeAll(deps, [stored])
+  await removeTrees(deps, [stored])
 }
 
 /**
@@ -46,7 +54,7 @@ export async function removeTree(deps: TreeDeps, id: string): Promise<void> {
  */
 export async function removeFailedChildren(deps: TreeDeps, parent: { id: string; calls: number }): Promise<void> {
   for await (const children of childrenOf(deps.broker, parent.id, parent.calls)) {
-    await removeAll(
+    await removeTrees(
       deps,
       children.filter((child) => {
         const record = child.record === null ? null : readRecord(child.record)
@@ -90,7 +98,8 @@ async function cancelBelow(deps: TreeDeps, id: string, calls: number | null): Pr
   }
 }
 
-async function removeAll(deps: TreeDeps, tasks: readonly Stored[]): Promise<void> {
+/** Forgets several tasks as `removeTree` does, together. */
+export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Promise<void> {
   if (tasks.length === 0) return
   const calls = new Map<string, number | null>()
   for (const { id, record } of tasks) calls.set(id, (record !== null && readRecord(record)?.calls) || 0)
@@ -100,9 +109,9 @@ async function removeAll(deps: TreeDeps, tasks: readonly Stored[]): Promise<void
   }
   for (const id of await longerThanRecorded(deps.broker, calls)) calls.set(id, null)
   for (const [id, known] of calls) {
-    for await (const children of childrenOf(deps.broker, id, known)) await removeAll(deps, children)
+    for await (const children of childrenOf(deps.broker, id, known)) await removeTrees(deps, children)
   }
-  await deps.broker.remove(tasks.map((task) => ({ id: task.id, kind: kindOf(task) })))
+  await deps.broker.remove(tasks.map(removalOf))
 }
 
 /**
@@ -148,6 +157,8 @@ function cancellationOf(id: string, live: Live, contracts: Contracts, at: number
   }
 }
 
-function kindOf({ live, record }: Stored): string | null {
-  return live ? live.kind : (readRecord(record)?.kind ?? null)
+function removalOf({ id, live, record }: Stored): Removal {
+  if (live) return { id, kind: live.kind }
+  const read = readRecord(record)
+  return { id, kind: read?.kind ?? null, expiresAt: read && expiryOfRecord(read) }
 }

@@ -102,6 +102,11 @@ export function expiryOf(finishedAt: number, retentionS: number): number | null 
   return retentionS === 0 ? null : finishedAt + retentionS * 1000
 }
 
+/** The same, read off the record; null also when it does not tell. */
+export function expiryOfRecord({ finished_at, parent, retention_s }: FinalRecord): number | null {
+  return finished_at === undefined || parent ? null : expiryOf(finished_at, retention_s ?? DEFAULT_RETENTION_S)
+}
+
 /** Milliseconds at which a UUIDv7 (or its descendant) was made; null for other ids. */
 export function createdAtOf(id: string): number | null {
   const root = rootOf(id)

@@ -64,15 +64,18 @@ export async function keepTimeLimits({ clock, held }: HousekeepingDeps, signal: 
   }
 }
 
-/** Sweeps the store every `everyMs`, until the signal aborts. */
+/** Sweeps the store every `everyMs`, and without a pause while there is more than one sweep takes, until the signal aborts. */
 export async function keepSwept(deps: HousekeepingDeps, everyMs: number, signal: AbortSignal): Promise<void> {
   const { broker, clock, log } = deps
+  let behind = false
   for (;;) {
-    await clock.sleep(everyMs, signal)
+    if (!behind) await clock.sleep(everyMs, signal)
     if (signal.aborted) return
+    behind = false
     try {
       // What has expired is forgotten whole: no contract is needed to redact it.
-      await sweepOnce({ broker, contracts: {}, now: clock.now }, SWEEP_LIMIT)
+      const { expired, adopted } = await sweepOnce({ broker, contracts: {}, now: clock.now }, SWEEP_LIMIT)
+      behind = Math.max(expired, adopted) >= SWEEP_LIMIT
     } catch (error) {
       log.warn('The sweep failed', { reason: messageOf(error) })
     }

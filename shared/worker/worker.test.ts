@@ -285,6 +285,33 @@ for (const store of stores) {
       expect(await recordOf(id)).toMatchObject({ result: '1' })
     })
 
+    test('sweeps on without a pause while more has expired than one sweep takes', async () => {
+      await Promise.all(Array.from({ length: 1_200 }, (_, i) => create(add, { a: i, b: 1 }, { retention_s: 1 })))
+      await worker([adder]).drain()
+      const found: number[] = []
+      const done = Promise.withResolvers<void>()
+      const sweeping: Broker = {
+        ...broker,
+        async sweep(limit) {
+          const swept = await broker.sweep(limit)
+          found.push(swept.expired.length)
+          if (swept.expired.length < limit) done.resolve()
+          return swept
+        },
+      }
+      const stop = new AbortController()
+      const looping = worker([adder], { broker: sweeping }).loop(stop.signal)
+      while (found.length === 0) {
+        clock.advance(1_000)
+        await nextTurn()
+      }
+      await done.promise
+      expect(found).toEqual([500, 500, 200])
+      stop.abort()
+      await looping
+      expect((await broker.stats(['add']))[0]).toMatchObject({ succeeded: 0 })
+    })
+
     test('keeps the result of a step that is on its way to the store when the grace of a stop is over', async () => {
       const stepper = kind('stepper')
       const [settling, stepped, answer] = [0, 1, 2].map(() => Promise.withResolvers<void>()) as [

@@ -3,12 +3,13 @@ import { Redis } from 'ioredis'
 import sum from '#services/workers/sum/worker.ts'
 import { silentLog } from '#shared/runtime/log.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
-import { encodeEnvelope } from '#shared/task/task.ts'
+import { DEFAULT_RETENTION_S, encodeEnvelope } from '#shared/task/task.ts'
 import { startRedis } from '#shared/test/redis-server.ts'
 import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
 import { startTcpProxy, type TcpProxy } from '#shared/test/tcp-proxy.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 import type { Broker, NewTask } from '../broker.ts'
+import { sweepOnce } from '../expire.ts'
 import { AnswerLost } from './client.ts'
 import { createRedisBroker } from './redis.ts'
 import { createTcpClient } from './tcp.ts'
@@ -123,7 +124,8 @@ test('a Redis that refuses says why, without the command', async () => {
 
 test('a full Redis takes no new task, and lets those that are there be run and settled', async () => {
   const server = await startRedis()
-  const broker = createRedisBroker(createTcpClient({ url: server.url }))
+  let time = Date.now()
+  const broker = createRedisBroker(createTcpClient({ url: server.url }), { now: () => time })
   const redis = new Redis(server.url)
   await broker.enqueue(['a', 'b', 'c'].map(task))
   await redis.config('SET', 'maxmemory-policy', 'noeviction')
@@ -134,6 +136,9 @@ test('a full Redis takes no new task, and lets those that are there be run and s
   expect(ran).toBe(3)
   expect((await broker.stats(['sum']))[0]).toMatchObject({ queued: 0, running: 0, succeeded: 3 })
   expect(await broker.get(['refused'])).toEqual([null])
+  time = Date.now() + DEFAULT_RETENTION_S * 1_000
+  expect(await sweepOnce({ broker, contracts: {}, now: () => time }, 10)).toEqual({ expired: 3, adopted: 0 })
+  expect(await redis.exists('tasks', 'tasks:expiry')).toBe(0)
   redis.disconnect()
   await broker.close()
   await server.stop()

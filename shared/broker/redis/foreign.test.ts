@@ -5,7 +5,7 @@ import conversation from '#services/workers/conversation/worker.ts'
 import sequence from '#services/workers/sequence/worker.ts'
 import sum from '#services/workers/sum/worker.ts'
 import { silentLog } from '#shared/runtime/log.ts'
-import { encodeEnvelope } from '#shared/task/task.ts'
+import { DEFAULT_RETENTION_S, encodeEnvelope } from '#shared/task/task.ts'
 import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
 import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
 import { type Implementation, implement } from '#shared/worker/implement.ts'
@@ -63,6 +63,18 @@ describe('foreign producers and workers', () => {
     expect(JSON.parse((await foreign.hget('tasks', 'a1')) ?? '')).toMatchObject({ result: '8', status_code: 200 })
     expect(JSON.parse((await foreign.hget('tasks', 'ünï "quoted"')) ?? '')).toMatchObject({ result: '3' })
     expect(await foreign.hlen('tasks')).toBe(2)
+  })
+
+  test('a record that a foreign program has overwritten can be deleted, and is not looked for when it would have expired', async () => {
+    const ids = ['a1', 'a2']
+    for (const id of ids) await foreign.lpush('sum_task_queue', `{"task_id":"${id}","payload":{"num1":3,"num2":5}}`)
+    await drain()
+    await foreign.hset('tasks', 'a1', '{"result":"9","status_code":200}')
+    await removeTree({ broker, contracts: {}, now: clock.now }, 'a1')
+    clock.advance(DEFAULT_RETENTION_S * 1_000)
+    expect(await sweep()).toEqual({ expired: 1, adopted: 0 })
+    expect(await foreign.hlen('tasks')).toBe(0)
+    expect(await foreign.exists('tasks:expiry')).toBe(0)
   })
 
   test('a pushed task is known and held like any other while it runs: it survives its worker', async () => {

@@ -9,7 +9,7 @@ export function partitionKeys(prefix: string): string[] {
     `${prefix}tasks:live`, // hash: id → head, newline, envelope; of every task that has not ended
     `${prefix}tasks`, // hash: id → final record
     `${prefix}tasks:pending`, // hash: id of a parent → number of its children that have not ended
-    `${prefix}tasks:expiry`, // sorted set: id of a root → when its final record expires
+    `${prefix}tasks:expiry`, // sorted set: ids of roots that ended together, a newline between them → when their final records expire
     `${prefix}tasks:sweep`, // string: where the sweep goes on
   ]
 }

@@ -257,7 +257,9 @@ export function createRedisBroker(
         (task) => task.id,
         async (part, partition) => {
           const kinds = kindNumbers()
-          const args = part.flatMap(({ id, kind }) => [id, kind === null ? 0 : kinds.number(kind)])
+          const args = part.flatMap(({ id, kind, expiresAt }) => [
+            ...[id, kind === null ? 0 : kinds.number(kind), expiresAt ?? '-'],
+          ])
           await run(scripts.remove, partition, kinds.names, () => [part.length, ...args])
           return []
         },
@@ -271,7 +273,9 @@ export function createRedisBroker(
         async (part, partition) => {
           const kinds = kindNumbers()
           const added = newTaskArgs(part, kinds)
-          const history = part.map((task) => `${task.history?.calls ?? 0} ${task.history?.steps ?? 0}`)
+          const history = part.flatMap(({ history, expiresAt }) => [
+            ...[`${history?.calls ?? 0} ${history?.steps ?? 0}`, expiresAt ?? '-'],
+          ])
           const args = [part.length, ...history, ...added]
           return (await run(scripts.retry, partition, kinds.names, () => args)) as number[]
         },

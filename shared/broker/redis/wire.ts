@@ -77,33 +77,32 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
 
 /** Reads a claim's reply: see claim.lua. */
 export function claimOf(reply: unknown, token: string): Claim {
-  const [due, tasks] = reply as [string, string]
+  const [due, ids, values] = reply as [string, string, string]
+  const texts = values.split('\x1e')
   return {
-    tasks: tasks === '' ? [] : tasks.split('\x1e').map((task) => claimedOf(task, token)),
+    tasks: ids === '' ? [] : ids.split('\x1e').map((id, i) => claimedOf(id, texts[i] ?? '', token)),
     nextDueAt: due === '' ? null : Number(due),
   }
 }
 
-function claimedOf(field: string, token: string): Claimed {
-  const end = field.indexOf('\n')
+function claimedOf(id: string, text: string, token: string): Claimed {
   const words: string[] = []
-  let at = 0
-  for (let i = 0; i < 7; i++) {
-    const space = field.indexOf(' ', at)
-    words.push(field.slice(at, space))
+  let at = text.indexOf(' ', text.indexOf(' ') + 1) + 1
+  for (let i = 0; i < 6; i++) {
+    const space = text.indexOf(' ', at)
+    words.push(text.slice(at, space))
     at = space + 1
   }
   const [started, attempts, calls, steps, , kind = ''] = words
   return {
-    // It may have spaces in it.
-    id: field.slice(at, end),
+    id,
     kind,
     token,
     attempt: Number(attempts) + 1,
     calls: Number(calls),
     steps: Number(steps),
     startedAt: Number(started),
-    envelope: field.slice(end + 1),
+    envelope: text.slice(text.indexOf('\n', at) + 1),
   }
 }
 

@@ -250,7 +250,7 @@ const remove = pick.map((n) =>
     `remove ${n}`,
     async (model, { scene }) => {
       const one = choose(model, any, n)
-      await scene.broker.remove([one.task])
+      await scene.broker.remove([{ ...one.task, expiresAt: one.expiresAt }])
       if (final(one)) model.tasks.delete(one.task.id)
     },
     some(any),
@@ -270,7 +270,7 @@ const retry = pick.map((n) =>
     async (model, { scene }) => {
       const one = choose(model, retriable(model), n)
       const { calls, steps } = one
-      const again = { ...one.task, dueAt: null, history: { calls, steps } }
+      const again = { ...one.task, dueAt: null, history: { calls, steps }, expiresAt: one.expiresAt }
       expect(await scene.broker.retry([again])).toEqual(final(one) ? [one.task.id] : [])
       if (!final(one)) return
       model.tasks.delete(one.task.id)

@@ -67,7 +67,7 @@ export function testRemove(test: Define): void {
     const kept = await run()
     const expiresAt = clock.now() + 1000
     await broker.settle([end(removed, { expiresAt }), end(kept, { expiresAt })])
-    await broker.remove([removed])
+    await broker.remove([{ ...removed, expiresAt }])
     clock.advance(2000)
     expect((await broker.sweep(100)).expired).toEqual([kept.id])
   })

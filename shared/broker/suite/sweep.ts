@@ -42,6 +42,28 @@ export function testSweep(test: Define): void {
     expect(await broker.sweep(100)).toEqual({ expired: [], foreign: [] })
   })
 
+  test('finds those that expire together, without those that were removed or retried', async ({
+    broker,
+    clock,
+    task,
+    claimAll,
+  }) => {
+    await broker.enqueue(Array.from({ length: 250 }, () => task()))
+    const tasks = await claimAll()
+    const expiresAt = clock.now() + 1000
+    await broker.settle(tasks.map((one) => end(one, { expiresAt })))
+    const [removed, retried, kept] = [tasks.slice(0, 100), tasks.slice(100, 120), tasks.slice(120)]
+    await broker.remove(removed.map((one) => ({ ...one, expiresAt })))
+    expect(await broker.retry(retried.map(({ id }) => task({ id, expiresAt })))).toHaveLength(retried.length)
+    // Their ids are used again, for records that expire later.
+    await broker.enqueue(removed.slice(0, 10).map(({ id }) => task({ id })))
+    await broker.settle((await claimAll()).map((one) => end(one, { expiresAt: expiresAt + 1 })))
+    clock.advance(1000)
+    expect((await broker.sweep(1000)).expired.toSorted()).toEqual(kept.map(({ id }) => id).toSorted())
+    clock.advance(1)
+    expect((await broker.sweep(1000)).expired).toHaveLength(kept.length + retried.length + 10)
+  })
+
   test('finds all of them in slices, when each slice is removed', async ({ broker, clock, task, claimAll }) => {
     await broker.enqueue(Array.from({ length: 25 }, () => task()))
     const tasks = await claimAll()

@@ -1,6 +1,6 @@
 -- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
 -- number of kinds, the kinds in order of turn.
--- Returns { when the next is due or '', the tasks as one text: for each "<started> <rest> <id>\n<envelope>" (rest: see common.lua), \30 between them }.
+-- Returns { when the next is due or '', the ids as one text, the live values as one text (see common.lua) }, both with \30 between tasks.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
   for _, kind in ipairs(claimable) do
@@ -38,13 +38,13 @@ local function takeBack(claimable, limit)
 end
 
 -- What the call before, whose answer was lost, has claimed: those whose lease ends then and has this token.
-local function claimedBefore(claimable, deadline, token, claimed)
+local function claimedBefore(claimable, deadline, token, claimed, values)
   for _, kind in ipairs(claimable) do
     local ids = call('ZRANGEBYSCORE', of(kind, RUNNING), deadline, deadline)
     for i, value in ipairs(fetch(LIVE, ids)) do
       local t = value and split(value)
       if t and t.token == token then
-        claimed[#claimed + 1] = t.started .. ' ' .. restOf(t) .. ' ' .. ids[i] .. '\n' .. t.envelope
+        claimed[#claimed + 1], values[#values + 1] = ids[i], value
       end
     end
   end
@@ -63,29 +63,35 @@ local function isText(id)
   return not string.find(id, '[\128-\255]')
 end
 
--- The id of an envelope. One of ours begins with it, as most others do; the rest must be read, and nothing but its task_id is used.
+-- The id of an envelope, and whether it is one of ours. Those begin with it, as most others do; the rest must be read, and nothing but its task_id is used.
 -- An envelope that names another id further on is found out by the worker.
+local BEGINNING = '{"task_id":"'
 local function idOf(envelope)
   -- JSON has no such byte, and the answer has it between tasks.
   if string.find(envelope, '\30', 1, true) then return nil end
-  local id, mark = string.match(envelope, '^{%s*"task_id"%s*:%s*"([^"\\%c]+)"%s*,("?v?"?:?1?,?)')
-  if id and mark == '"v":1,' then return id, true end
-  if id and #id <= 256 and isText(id) then return id, false end
+  if string.sub(envelope, 1, #BEGINNING) == BEGINNING then
+    local stop = string.find(envelope, '"', #BEGINNING + 1, true) or 0
+    local id, isOurs = string.sub(envelope, #BEGINNING + 1, stop - 1), string.sub(envelope, stop, stop + 6) == '","v":1'
+    local length = stop - 1 - #BEGINNING
+    -- Nearly all are printable ASCII without an escape.
+    if length > 0 and length <= 256 and (not string.find(id, '[^]-~ -[]') or not string.find(id, '[\\%c]') and isText(id)) then return id, isOurs end
+  end
   local ok, decoded = pcall(cjson.decode, envelope)
-  id = ok and type(decoded) == 'table' and decoded.task_id
+  local id = ok and type(decoded) == 'table' and decoded.task_id
   if type(id) == 'string' and #id > 0 and #id <= 256 and not string.find(id, '%c') and isText(id) then return id, false end
 end
 
 local function claim()
   local limit, deadline, token, back, resent, enough = number(), arg(), arg(), arg() == '1', arg() == '1', number()
-  local claimable, kindOf, queues, due, claimed = {}, {}, {}, '', {}
+  local claimable, kindOf, priorityOf, queues, due, claimed, values = {}, {}, {}, {}, '', {}, {}
+  local function answer() return { due, table.concat(claimed, '\30'), table.concat(values, '\30') } end
   for i = 1, number() do claimable[i] = number() end
-  if resent and claimedBefore(claimable, deadline, token, claimed) then return { due, table.concat(claimed, '\30') } end
+  if resent and claimedBefore(claimable, deadline, token, claimed, values) then return answer() end
   if back then due = tostring(takeBack(claimable, math.max(limit, 100)) or '') end
   for priority = 1, 3 do
     for _, kind in ipairs(claimable) do
-      queues[#queues + 1] = of(kind, priority)
-      kindOf[of(kind, priority)] = kind
+      local queue = of(kind, priority)
+      queues[#queues + 1], kindOf[queue], priorityOf[queue] = queue, kind, priority
     end
   end
   local set, flushLive = batch('HSET')
@@ -117,22 +123,19 @@ local function claim()
     end
     local ended, taken, dropped = {}, {}, 0
     for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
-    local running = of(kind, RUNNING)
+    local running, again = of(kind, RUNNING), 'running ' .. token .. ' '
+    local first = again .. nowText
+    local unknown = first .. ' 0 0 0 ' .. priorityOf[popped[1]] .. ' ' .. kinds[kind] .. ' -\n'
     for i, value in ipairs(fetch(LIVE, ids)) do
-      local id, envelope, state, started, rest = ids[i], envelopes[i], nil, nil, nil
-      if value then
-        state, started, rest = string.match(value, '^(%a+) %S+ (%d+) ([^\n]*)')
-      elseif not ours[i] and not ended[id] then
-        local priority = 1
-        while of(kind, priority) ~= popped[1] do priority = priority + 1 end
-        state, started, rest = 'queued', '0', '0 0 0 ' .. priority .. ' ' .. kinds[kind] .. ' -'
-      end
-      if state == 'queued' and not taken[id] then
+      local id, mine = ids[i], nil
+      if not value then mine = not ours[i] and not ended[id] and unknown .. envelopes[i]
+      elseif string.sub(value, 1, 11) == 'queued - 0 ' then mine = first .. string.sub(value, 11)
+      elseif string.sub(value, 1, 9) == 'queued - ' then mine = again .. string.sub(value, 10) end
+      if mine and not taken[id] then
         taken[id], count = true, count + 1
-        if started == '0' then started = nowText end
-        set(LIVE, id, 'running ' .. token .. ' ' .. started .. ' ' .. rest .. '\n' .. envelope)
+        set(LIVE, id, mine)
         lease(running, deadline, id)
-        claimed[count] = started .. ' ' .. rest .. ' ' .. id .. '\n' .. envelope
+        claimed[count], values[count] = id, mine
       elseif ours[i] then
         dropped = dropped + 1
       end
@@ -141,5 +144,5 @@ local function claim()
     if dropped > 0 and call('DECRBY', of(kind, DROPPED), dropped) < 0 then call('SET', of(kind, DROPPED), 0) end
     flushLive(); flushLeases()
   end
-  return { due, table.concat(claimed, '\30') }
+  return answer()
 end

@@ -98,6 +98,22 @@ local function childrenEnded(ended)
   end
 end
 
+-- Takes ids out of the entries that tell when their records expire: due[time][id] = true. The time finds the entry.
+local function unexpire(due)
+  for time, ids in pairs(due) do
+    for _, entry in ipairs(call('ZRANGEBYSCORE', EXPIRY, time, time)) do
+      local kept, found = {}, false
+      for id in string.gmatch(entry, '[^\n]+') do
+        if ids[id] then found = true else kept[#kept + 1] = id end
+      end
+      if found then
+        call('ZREM', EXPIRY, entry)
+        if #kept > 0 then call('ZADD', EXPIRY, time, table.concat(kept, '\n')) end
+      end
+    end
+  end
+end
+
 -- Adds tasks that are not known yet, at the back. Each is { id, kind, priority, due or nil, envelope }; returns how many were added and marks those with .created.
 local function add(tasks, check)
   local known = {}

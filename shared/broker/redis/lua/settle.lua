@@ -8,7 +8,7 @@
 local heads = {}
 local function readHead(text)
   local type, kind, parentKind, more, token = string.match(text, '^(%a+) (%d+) (%d+) (%S+) (.*)$')
-  local head = { type = type, token = token, kind = tonumber(kind), parentKind = tonumber(parentKind) }
+  local head = { type = type, kind = tonumber(kind), parentKind = tonumber(parentKind), held = 'running ' .. token .. ' ' }
   if type == 'end' or type == 'cancel' or type == 'adopt' then
     local state, expiry = string.match(more, '^(%d+),(%S+)$')
     head.final, head.expiry = of(head.kind, tonumber(state)), expiry ~= '-' and expiry
@@ -40,7 +40,7 @@ local set, flushSet = batch('HSET')
 local forget, flushForget = batch('HDEL')
 local index, flushIndex = batch('ZADD')
 local unindex, flushUnindex = batch('ZREM')
-local codes, calling, released, ended, roots = {}, {}, {}, {}, {}
+local codes, calling, released, ended, roots, expiring = {}, {}, {}, {}, {}, {}
 local HELD = { queued = 0, running = RUNNING, delayed = DELAYED, waiting = WAITING }
 
 local function finish(o, head, state, calls)
@@ -52,7 +52,11 @@ local function finish(o, head, state, calls)
   index(head.final, nowText, o.id)
   if not o.parent then
     roots[#roots + 1] = o.id
-    if head.expiry then index(EXPIRY, head.expiry, o.id) end
+    if head.expiry then
+      local together = expiring[head.expiry] or {}
+      expiring[head.expiry] = together
+      together[#together + 1] = o.id
+    end
   else
     local parents = ended[head.parentKind] or {}
     ended[head.parentKind], parents[o.parent] = parents, (parents[o.parent] or 0) + 1
@@ -76,9 +80,13 @@ local function callChildren(o, head, t)
 end
 
 for i, value in ipairs(fetch(LIVE, ids)) do
-  local o, head, state, token, calls = outcomes[i], outcomes[i].head, nil, nil, nil
-  if value then state, token, calls = string.match(value, '^(%a+) (%S+) %d+ %d+ (%d+)') end
-  if not state or not (head.free or (state == 'running' and token == head.token)) then
+  local o, head, state, calls = outcomes[i], outcomes[i].head, nil, nil
+  if value then
+    local held = head.held
+    if string.sub(value, 1, #held) == held then state, calls = 'running', string.match(value, '^%d+ %d+ (%d+)', #held + 1)
+    elseif head.free then state, calls = string.match(value, '^(%a+) %S+ %d+ %d+ (%d+)') end
+  end
+  if not state then
     codes[i] = -1
   elseif head.final then
     finish(o, head, state, calls)
@@ -101,6 +109,10 @@ for i, value in ipairs(fetch(LIVE, ids)) do
       end
     end
   end
+end
+-- Roots that expire at once share an entry: less memory, and no search for a place for each.
+for time, together in pairs(expiring) do
+  for i = 1, #together, 100 do index(EXPIRY, time, table.concat(together, '\n', i, math.min(i + 99, #together))) end
 end
 -- What frees memory comes first: a script whose first write does so is not refused when Redis is full.
 flushForget(); flushUnindex(); flushSet(); flushIndex()

@@ -1,12 +1,26 @@
 -- ARGV: how many to look at. No kinds.
 -- Returns { ids whose record has expired, { id, record, live value of each live task that has a record } }.
-local limit, ids, values, foreign = number(), {}, {}, {}
+local limit, ids, values, expired, foreign = number(), {}, {}, {}, {}
 local scanned = call('HSCAN', LIVE, call('GET', SWEEP) or '0', 'COUNT', limit)
-call('SET', SWEEP, scanned[1])
+-- A full store refuses this, and must be swept all the same.
+redis.pcall('SET', SWEEP, scanned[1])
 for i = 1, #scanned[2], 2 do ids[#ids + 1], values[#values + 1] = scanned[2][i], scanned[2][i + 1] end
 for i, record in ipairs(fetch(TASKS, ids)) do
   if record then
     for _, field in ipairs({ ids[i], record, values[i] }) do foreign[#foreign + 1] = field end
   end
 end
-return { call('ZRANGEBYSCORE', EXPIRY, '-inf', now, 'LIMIT', 0, limit), foreign }
+local due, gone = call('ZRANGEBYSCORE', EXPIRY, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit), {}
+for i = 1, #due, 2 do
+  local roots = {}
+  for id in string.gmatch(due[i], '[^\n]+') do roots[#roots + 1] = id end
+  for j, record in ipairs(fetch(TASKS, roots)) do
+    if record and #expired < limit then expired[#expired + 1] = roots[j]
+    elseif not record then
+      gone[due[i + 1]] = gone[due[i + 1]] or {}
+      gone[due[i + 1]][roots[j]] = true
+    end
+  end
+end
+unexpire(gone)
+return { expired, foreign }
