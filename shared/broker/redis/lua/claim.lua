@@ -53,32 +53,30 @@ end
 
 -- Whether bytes are UTF-8. Clients hand on other bytes changed, and the task could be settled under no name.
 local function isText(id)
-  if not string.find(id, '[\128-\255]') then return true end
+  if not find(id, '[\128-\255]') then return true end
   for _, wrong in ipairs({ '\224[\128-\159]', '\237[\160-\191]', '\240[\128-\143]', '\244[\144-\191]' }) do
-    if string.find(id, wrong) then return false end
+    if find(id, wrong) then return false end
   end
   for _, char in ipairs({ '[\240-\244][\128-\191][\128-\191][\128-\191]', '[\224-\239][\128-\191][\128-\191]', '[\194-\223][\128-\191]' }) do
     id = string.gsub(id, char, ' ')
   end
-  return not string.find(id, '[\128-\255]')
+  return not find(id, '[\128-\255]')
 end
 
 -- The id of an envelope, and whether it is one of ours. Those begin with it, as most others do; the rest must be read, and nothing but its task_id is used.
 -- An envelope that names another id further on is found out by the worker.
-local BEGINNING = '{"task_id":"'
 local function idOf(envelope)
   -- JSON has no such byte, and the answer has it between tasks.
-  if string.find(envelope, '\30', 1, true) then return nil end
-  if string.sub(envelope, 1, #BEGINNING) == BEGINNING then
-    local stop = string.find(envelope, '"', #BEGINNING + 1, true) or 0
-    local id, isOurs = string.sub(envelope, #BEGINNING + 1, stop - 1), string.sub(envelope, stop, stop + 6) == '","v":1'
-    local length = stop - 1 - #BEGINNING
-    -- Nearly all are printable ASCII without an escape.
-    if length > 0 and length <= 256 and (not string.find(id, '[^]-~ -[]') or not string.find(id, '[\\%c]') and isText(id)) then return id, isOurs end
-  end
+  if find(envelope, '\30', 1, true) then return nil end
+  -- As nearly all are; then any that can be told without decoding.
+  local id, mark = match(envelope, '^{"task_id":"([%w.-]+)",("?v?"?:?1?,?)')
+  if id and #id <= 256 then return id, mark == '"v":1,' end
+  id, mark = match(envelope, '^{%s*"task_id"%s*:%s*"([^"\\%c]+)"%s*,("?v?"?:?1?,?)')
+  if id and mark == '"v":1,' then return id, true end
+  if id and #id <= 256 and isText(id) then return id, false end
   local ok, decoded = pcall(cjson.decode, envelope)
-  local id = ok and type(decoded) == 'table' and decoded.task_id
-  if type(id) == 'string' and #id > 0 and #id <= 256 and not string.find(id, '%c') and isText(id) then return id, false end
+  id = ok and type(decoded) == 'table' and decoded.task_id
+  if type(id) == 'string' and #id > 0 and #id <= 256 and not find(id, '%c') and isText(id) then return id, false end
 end
 
 local function claim()
@@ -94,8 +92,8 @@ local function claim()
       queues[#queues + 1], kindOf[queue], priorityOf[queue] = queue, kind, priority
     end
   end
-  local set, flushLive = batch('HSET')
-  local lease, flushLeases = batch('ZADD')
+  local _, flushLive, liveOf = batch('HSET')
+  local _, flushLeases, leasesOf = batch('ZADD')
   local count, bytes, full = 0, 0, false
   local pop = { 'LMPOP', #queues, unpack(queues) }
   for _, word in ipairs({ 'RIGHT', 'COUNT', limit }) do pop[#pop + 1] = word end
@@ -114,7 +112,8 @@ local function claim()
       bytes = bytes + #envelope
       local id, isOurs = idOf(envelope)
       if id then
-        ids[#ids + 1], ours[#ours + 1], envelopes[#envelopes + 1] = id, isOurs, envelope
+        local n = #ids + 1
+        ids[n], ours[n], envelopes[n] = id, isOurs, envelope
         if not isOurs then foreign[#foreign + 1] = id end
       else
         call('LPUSH', of(kind, BROKEN), envelope)
@@ -123,19 +122,20 @@ local function claim()
     end
     local ended, taken, dropped = {}, {}, 0
     for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
-    local running, again = of(kind, RUNNING), 'running ' .. token .. ' '
+    local live, leases, again = liveOf(LIVE), leasesOf(of(kind, RUNNING)), 'running ' .. token .. ' '
     local first = again .. nowText
     local unknown = first .. ' 0 0 0 ' .. priorityOf[popped[1]] .. ' ' .. kinds[kind] .. ' -\n'
     for i, value in ipairs(fetch(LIVE, ids)) do
       local id, mine = ids[i], nil
       if not value then mine = not ours[i] and not ended[id] and unknown .. envelopes[i]
-      elseif string.sub(value, 1, 11) == 'queued - 0 ' then mine = first .. string.sub(value, 11)
-      elseif string.sub(value, 1, 9) == 'queued - ' then mine = again .. string.sub(value, 10) end
+      elseif sub(value, 1, 11) == 'queued - 0 ' then mine = first .. sub(value, 11)
+      elseif sub(value, 1, 9) == 'queued - ' then mine = again .. sub(value, 10) end
       if mine and not taken[id] then
         taken[id], count = true, count + 1
-        set(LIVE, id, mine)
-        lease(running, deadline, id)
         claimed[count], values[count] = id, mine
+        local n = #live + 1
+        live[n], live[n + 1] = id, mine
+        leases[n], leases[n + 1] = deadline, id
       elseif ours[i] then
         dropped = dropped + 1
       end

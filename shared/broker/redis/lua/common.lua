@@ -4,6 +4,7 @@
 local LIVE, TASKS, PENDING, EXPIRY, SWEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN, DROPPED = 2, 4, 5, 6, 7, 8, 9, 10, 11
 local call = redis.call
+local find, match, sub = string.find, string.match, string.sub
 
 local cursor = 0
 local function arg() cursor = cursor + 1; return ARGV[cursor] end
@@ -15,11 +16,11 @@ for i = 1, number() do kinds[i] = arg() end
 
 -- A live value is "<state> <token> <started> <rest>\n<envelope>", where rest is "<attempts used> <calls> <steps> <priority 1-3> <kind> <progress>".
 local function split(value)
-  local stop = string.find(value, '\n', 1, true)
+  local stop = find(value, '\n', 1, true)
   local state, token, started, attempts, calls, steps, priority, kind, progress =
-    string.match(string.sub(value, 1, stop - 1), '^(%a+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d) (%S+) (%S+)$')
+    match(sub(value, 1, stop - 1), '^(%a+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d) (%S+) (%S+)$')
   return { state = state, token = token, started = started, attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
-    priority = tonumber(priority), kind = kind, progress = progress, envelope = string.sub(value, stop + 1) }
+    priority = tonumber(priority), kind = kind, progress = progress, envelope = sub(value, stop + 1) }
 end
 local function restOf(t)
   return t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.priority .. ' ' .. t.kind .. ' ' .. t.progress
@@ -29,11 +30,16 @@ local function join(t)
 end
 
 -- Arguments collect for each key and go out in one variadic command a key; 4,000 at a time, under Lua's limit for unpack.
+-- Gives a function that adds one or two arguments, one that sends them, and one that gives the list of a key, for those that add to it often.
 local function batch(command)
   local lists = {}
-  local function add(key, first, second)
+  local function listOf(key)
     local list = lists[key]
     if not list then list = {}; lists[key] = list end
+    return list
+  end
+  local function add(key, first, second)
+    local list = listOf(key)
     list[#list + 1] = first
     if second then list[#list + 1] = second end
   end
@@ -43,15 +49,15 @@ local function batch(command)
     end
     lists = {}
   end
-  return add, flush
+  return add, flush, listOf
 end
 local function fetch(hash, ids)
   if #ids == 0 then return {} end
   if #ids <= 4000 then return call('HMGET', hash, unpack(ids)) end
   local values = {}
   for i = 1, #ids, 4000 do
-    local part = call('HMGET', hash, unpack(ids, i, math.min(i + 3999, #ids)))
-    for j = 1, #part do values[i + j - 1] = part[j] end
+    local some = call('HMGET', hash, unpack(ids, i, math.min(i + 3999, #ids)))
+    for j = 1, #some do values[i + j - 1] = some[j] end
   end
   return values
 end
@@ -143,7 +149,7 @@ end
 local function newTasks()
   local tasks = {}
   for i = 1, number() do
-    local kind, priority, due = string.match(arg(), '^(%d+) (%d) (%S+)$')
+    local kind, priority, due = match(arg(), '^(%d+) (%d) (%S+)$')
     due = tonumber(due)
     tasks[i] = { kind = tonumber(kind), priority = tonumber(priority), due = due and due > now and due or nil, id = arg(), envelope = arg() }
   end

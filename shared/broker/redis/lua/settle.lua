@@ -7,15 +7,15 @@
 -- Outcomes of one batch mostly begin alike: each beginning is read once.
 local heads = {}
 local function readHead(text)
-  local type, kind, parentKind, more, token = string.match(text, '^(%a+) (%d+) (%d+) (%S+) (.*)$')
-  local head = { type = type, kind = tonumber(kind), parentKind = tonumber(parentKind), held = 'running ' .. token .. ' ' }
+  local type, kind, parentKind, more, token = match(text, '^(%a+) (%d+) (%d+) (%S+) (.*)$')
+  local head = { type = type, kind = tonumber(kind), parentKind = tonumber(parentKind), token = token }
   if type == 'end' or type == 'cancel' or type == 'adopt' then
-    local state, expiry = string.match(more, '^(%d+),(%S+)$')
+    local state, expiry = match(more, '^(%d+),(%S+)$')
     head.final, head.expiry = of(head.kind, tonumber(state)), expiry ~= '-' and expiry
     head.free = type ~= 'end'
   elseif type == 'retry' then head.due = more
   elseif type == 'call' then
-    local calls, steps, park, wakeAt = string.match(more, '^(%d+),(%d+),(%d),(%S+)$')
+    local calls, steps, park, wakeAt = match(more, '^(%d+),(%d+),(%d),(%S+)$')
     head.calls, head.steps, head.park, head.wake = tonumber(calls), tonumber(steps), park == '1', tonumber(wakeAt)
   end
   heads[text] = head
@@ -36,26 +36,50 @@ for i = 1, number() do
   outcomes[i], ids[i] = o, o.id
 end
 
-local set, flushSet = batch('HSET')
-local forget, flushForget = batch('HDEL')
-local index, flushIndex = batch('ZADD')
-local unindex, flushUnindex = batch('ZREM')
-local codes, calling, released, ended, roots, expiring = {}, {}, {}, {}, {}, {}
-local HELD = { queued = 0, running = RUNNING, delayed = DELAYED, waiting = WAITING }
+-- And so are the lines of their live values.
+local lines = {}
+local function lineOf(value)
+  local text = sub(value, 1, find(value, '\n', 1, true))
+  local line = lines[text]
+  if not line then
+    local state, token, calls = match(text, '^(%a+) (%S+) %d+ %d+ (%d+)')
+    line = { state = state, token = token, calls = tonumber(calls) }
+    lines[text] = line
+  end
+  return line
+end
 
-local function finish(o, head, state, calls)
-  if o.record then set(TASKS, o.id, o.record) end
-  forget(LIVE, o.id)
-  if calls ~= '0' then forget(PENDING, o.id) end
-  if state ~= 'queued' then unindex(of(head.kind, HELD[state]), o.id)
+local set, flushSet, setOf = batch('HSET')
+local forget, flushForget, forgetOf = batch('HDEL')
+local index, flushIndex, indexOf = batch('ZADD')
+local unindex, flushUnindex, unindexOf = batch('ZREM')
+local codes, calling, released, ended, roots, expiring = {}, {}, {}, {}, {}, {}
+local HELD = { delayed = DELAYED, waiting = WAITING }
+local records, gone = setOf(TASKS), forgetOf(LIVE)
+
+local function finish(o, head, line)
+  local id = o.id
+  if o.record then
+    local n = #records + 1
+    records[n], records[n + 1] = id, o.record
+  end
+  gone[#gone + 1] = id
+  if line.calls > 0 then forget(PENDING, id) end
+  -- The lists that all outcomes of one head add to are looked up once.
+  head.ended = head.ended or indexOf(head.final)
+  local n = #head.ended + 1
+  head.ended[n], head.ended[n + 1] = nowText, id
+  if line.state == 'running' then
+    head.leases = head.leases or unindexOf(of(head.kind, RUNNING))
+    head.leases[#head.leases + 1] = id
+  elseif line.state ~= 'queued' then unindex(of(head.kind, HELD[line.state]), id)
   elseif head.type == 'cancel' then call('INCR', of(head.kind, DROPPED)) end
-  index(head.final, nowText, o.id)
   if not o.parent then
-    roots[#roots + 1] = o.id
+    roots[#roots + 1] = id
     if head.expiry then
-      local together = expiring[head.expiry] or {}
-      expiring[head.expiry] = together
-      together[#together + 1] = o.id
+      head.together = head.together or expiring[head.expiry] or {}
+      expiring[head.expiry] = head.together
+      head.together[#head.together + 1] = id
     end
   else
     local parents = ended[head.parentKind] or {}
@@ -80,17 +104,12 @@ local function callChildren(o, head, t)
 end
 
 for i, value in ipairs(fetch(LIVE, ids)) do
-  local o, head, state, calls = outcomes[i], outcomes[i].head, nil, nil
-  if value then
-    local held = head.held
-    if string.sub(value, 1, #held) == held then state, calls = 'running', string.match(value, '^%d+ %d+ (%d+)', #held + 1)
-    elseif head.free then state, calls = string.match(value, '^(%a+) %S+ %d+ %d+ (%d+)') end
-  end
-  if not state then
+  local o, head, line = outcomes[i], outcomes[i].head, value and lineOf(value)
+  if not line or not (head.free or (line.state == 'running' and line.token == head.token)) then
     codes[i] = -1
   elseif head.final then
-    finish(o, head, state, calls)
-    codes[i] = tonumber(calls)
+    finish(o, head, line)
+    codes[i] = line.calls
   else
     codes[i] = 0
     local t = split(value)
