@@ -36,20 +36,20 @@ export function createTasker(
     }).loop(stop.signal)
   }
 
-  const waiting = new Map<string, () => void>()
+  const waiting = new Map<string, (record: string | null) => void>()
   let watching: Promise<unknown> | undefined
   async function resultOf(task: NewTask): Promise<string> {
     watching ??= broker.watch((event) => {
-      if (event.type === 'end') for (const id of event.ids) waiting.get(id)?.()
+      if (event.type === 'end') for (const { id, record } of event.tasks) waiting.get(id)?.(record)
     })
     await watching
-    const ended = new Promise<void>((resolve) => waiting.set(task.id, resolve))
+    const ended = new Promise<string | null>((resolve) => waiting.set(task.id, resolve))
     await broker.enqueue([task])
-    await ended
+    const told = await ended
     waiting.delete(task.id)
-    const [found] = await broker.get([task.id])
-    if (!found?.record) throw new Error(`Task ${task.id} ended without a record.`)
-    return found.record
+    const record = told ?? (await broker.get([task.id]))[0]?.record
+    if (!record) throw new Error(`Task ${task.id} ended without a record.`)
+    return record
   }
 
   return {

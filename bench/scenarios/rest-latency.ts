@@ -8,7 +8,7 @@ export const restLatency: Scenario = {
   name: 'rest-latency',
   async run(bench) {
     const entry = entryOf('tasker-rest')
-    const rounds = await alternate(bench, [entry], (one) => bench.run(one, [['rest-latency', bench.size(300, 100)]]))
+    const rounds = await alternate(bench, [entry], (one) => bench.run(one, [['rest-latency', bench.size(1_000, 300)]]))
     const of = (figure: string) => (rounds.of[entry.name] ?? []).map((run) => run?.values[figure] ?? null)
     const shown = (figure: string) => range(spread(of(figure).filter((value) => value !== null)))
     const measured = pairwise(of('taskP50'), of('tripP50'))

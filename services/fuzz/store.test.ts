@@ -310,7 +310,9 @@ test(
       bounded(),
     )
     const heard = Promise.withResolvers<void>()
-    const last = await broker.watch((event) => event.type === 'end' && event.ids.includes('last') && heard.resolve())
+    const last = await broker.watch(
+      (event) => event.type === 'end' && event.tasks.map(({ id }) => id).includes('last') && heard.resolve(),
+    )
     await raw.publish(`${namespace}tasks:events`, '{"type":"end","ids":["last"]}')
     await heard.promise
     for (const event of seen) expect(event).toMatchObject({ type: expect.stringMatching(/^(end|chunk)$/) })

@@ -22,21 +22,24 @@ export interface Waiter {
   wait(id: string, options: { timeoutMs: number; signal: AbortSignal }): Promise<Stored | null>
 }
 
+/** Called when a task may have ended, with its final record if that is known. */
+type Wake = (record: string | null) => void
+
 /** Waits for tasks to end: all waiters share one subscription and one poll, which exist only while someone waits. */
 export function createWaiter({ broker, log, pollMs, maxWaiters, clock }: WaiterOptions): Waiter {
-  const waiting = new Map<string, Set<() => void>>()
+  const waiting = new Map<string, Set<Wake>>()
   let waiters = 0
   let watching: Promise<Subscription | null> | null = null
   let polling: AbortController | null = null
 
-  const wake = (id: string) => {
-    for (const run of waiting.get(id) ?? []) run()
+  const wake = (id: string, record: string | null) => {
+    for (const run of waiting.get(id) ?? []) run(record)
   }
 
   async function watch(): Promise<Subscription | null> {
     try {
       const subscription = await broker.watch((event) => {
-        if (event.type === 'end') for (const id of event.ids) wake(id)
+        if (event.type === 'end') for (const { id, record } of event.tasks) wake(id, record)
       })
       log.debug('Watching for tasks that end.')
       return subscription
@@ -61,10 +64,10 @@ export function createWaiter({ broker, log, pollMs, maxWaiters, clock }: WaiterO
   async function wakeEnded(): Promise<void> {
     const ids = [...waiting.keys()]
     const stored = await broker.get(ids)
-    for (const [index, id] of ids.entries()) if (!stored[index]?.live) wake(id)
+    for (const [index, id] of ids.entries()) if (!stored[index]?.live) wake(id, stored[index]?.record ?? null)
   }
 
-  function add(id: string, run: () => void): Promise<unknown> {
+  function add(id: string, run: Wake): Promise<unknown> {
     const runs = waiting.get(id) ?? new Set()
     waiting.set(id, runs.add(run))
     if (polling === null) {
@@ -75,7 +78,7 @@ export function createWaiter({ broker, log, pollMs, maxWaiters, clock }: WaiterO
     return watching
   }
 
-  function drop(id: string, run: () => void): void {
+  function drop(id: string, run: Wake): void {
     const runs = waiting.get(id)
     runs?.delete(run)
     if (runs?.size === 0) waiting.delete(id)
@@ -95,9 +98,9 @@ export function createWaiter({ broker, log, pollMs, maxWaiters, clock }: WaiterO
       waiters++
       const over = new AbortController()
       const ends = AbortSignal.any([signal, over.signal])
-      let woken = Promise.withResolvers<void>()
-      const run = () => woken.resolve()
-      ends.addEventListener('abort', run)
+      let woken = Promise.withResolvers<string | null>()
+      const run: Wake = (record) => woken.resolve(record)
+      ends.addEventListener('abort', () => run(null))
       void clock.sleep(timeoutMs, ends).then(() => over.abort())
       try {
         // A store that hangs must not hold the caller over its time.
@@ -106,7 +109,8 @@ export function createWaiter({ broker, log, pollMs, maxWaiters, clock }: WaiterO
           // Asked only after the subscription stands: an end in between cannot be missed.
           const [stored] = await broker.get([id])
           if (!stored?.live || ends.aborted) return stored ?? null
-          await woken.promise
+          const record = await woken.promise
+          if (record !== null) return { id, record, live: null }
           woken = Promise.withResolvers()
         }
       } finally {

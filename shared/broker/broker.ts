@@ -268,7 +268,9 @@ export interface Swept {
   foreign: { id: string; kind: string; record: string; envelope: string }[]
 }
 
-export type TaskEvent = { type: 'end'; ids: string[] } | { type: 'chunk'; id: string; chunk: string }
+export type TaskEvent =
+  /** A record is null where the store does not tell it with the event: then ask for it. */
+  { type: 'end'; tasks: { id: string; record: string | null }[] } | { type: 'chunk'; id: string; chunk: string }
 
 export interface Subscription {
   close(): Promise<void>

@@ -233,9 +233,18 @@ describe('foreign producers and workers', () => {
       for (const channel of ['tasks:wake', 'tasks:events']) await foreign.publish(channel, message)
     }
     await foreign.publish('tasks:wake', '{"sum":7}')
-    await foreign.publish('tasks:events', '{"type":"end","ids":["a1",5]}')
+    await foreign.publish('tasks:events', '{"type":"end","ids":["a1",5,"a2","a3"],"records":["{}","","",5]}')
     await Promise.all([last.promise, woken.promise])
-    expect(events).toEqual([{ type: 'end', ids: ['a1'] }])
+    expect(events).toEqual([
+      {
+        type: 'end',
+        tasks: [
+          { id: 'a1', record: '{}' },
+          { id: 'a2', record: null },
+          { id: 'a3', record: null },
+        ],
+      },
+    ])
     await Promise.all([watching.close(), subscribed.close()])
   })
 

@@ -57,7 +57,7 @@ describe('what it costs over REST', () => {
     }
     const watch = await broker.watch((event) => {
       if (event.type === 'end') {
-        for (const id of event.ids) {
+        for (const { id } of event.tasks) {
           void ended(id)
           seen.get(id)?.resolve()
         }

@@ -178,9 +178,13 @@ export function wakesOf(message: string): [kind: string, at: number][] {
 
 /** Reads an event of tasks; null when the message is none. */
 export function eventOf(message: string): TaskEvent | null {
-  const { type, ids, id, chunk } = parsed(message)
+  const { type, ids, records, id, chunk } = parsed(message)
   const isText = (value: unknown) => typeof value === 'string'
-  if (type === 'end' && Array.isArray(ids)) return { type, ids: ids.filter(isText) }
+  if (type === 'end' && Array.isArray(ids)) {
+    const texts = Array.isArray(records) ? records : []
+    const tasks = ids.map((of, i) => ({ id: of, record: isText(texts[i]) && texts[i] !== '' ? texts[i] : null }))
+    return { type, tasks: tasks.filter((task) => isText(task.id)) }
+  }
   if (type === 'chunk' && typeof id === 'string' && typeof chunk === 'string') return { type, id, chunk }
   return null
 }

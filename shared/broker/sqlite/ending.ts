@@ -34,7 +34,7 @@ export function createEnding(db: Database, queue: Queue): Ending {
 
   function end(task: Row, how: Pick<EndOutcome, 'state' | 'record' | 'expiresAt'>, now: number, news: News): void {
     finish.run(how.state, how.record, task.parent === null ? how.expiresAt : null, now, task.seq)
-    news.ended(task.id)
+    news.ended(task.id, how.record)
   }
 
   const subtractPending = db.prepare<Row>(`

@@ -9,7 +9,7 @@ type Wake = (kind: string, at: number | null) => void
 export interface News {
   queued(kind: string): void
   due(kind: string, at: number): void
-  ended(id: string): void
+  ended(id: string, record: string | null): void
 }
 
 export interface Signals {
@@ -91,15 +91,15 @@ export function createSignals(db: Database): Signals {
     collect() {
       const queued = new Set<string>()
       const due = new Map<string, number>()
-      const ids: string[] = []
+      const ended: { id: string; record: string | null }[] = []
       return {
         queued: (kind) => void queued.add(kind),
         due: (kind, at) => void due.set(kind, Math.min(at, due.get(kind) ?? at)),
-        ended: (id) => void ids.push(id),
+        ended: (id, record) => void ended.push({ id, record }),
         tell() {
           for (const kind of queued) wakeAll(kind, null)
           for (const [kind, at] of due) wakeAll(kind, at)
-          if (ids.length > 0) emit({ type: 'end', ids })
+          if (ended.length > 0) emit({ type: 'end', tasks: ended })
         },
       }
     },

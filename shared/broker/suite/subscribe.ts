@@ -43,7 +43,7 @@ async function observe(broker: Broker) {
   }
 }
 
-const ended = (id: string) => (event: TaskEvent) => event.type === 'end' && event.ids.includes(id)
+const ended = (id: string) => (event: TaskEvent) => event.type === 'end' && event.tasks.some((task) => task.id === id)
 
 export function testSubscribe(test: Define): void {
   test('wakes when a task is queued', async ({ broker, add }) => {
@@ -128,6 +128,22 @@ export function testSubscribe(test: Define): void {
       await broker.settle([end(task, { state })])
       await watched.until(ended(task.id))
       expect(await record(task.id)).toBeString()
+    }
+  })
+
+  test('tells the record with the end of a single root, and never a wrong one', async ({ broker, task, claimAll }) => {
+    const watched = await observe(broker)
+    const told = () => watched.events.flatMap((event) => (event.type === 'end' ? event.tasks : []))
+    for (const batch of [1, 4, 5, 30]) {
+      await broker.enqueue(Array.from({ length: batch }, () => task()))
+      const tasks = await claimAll()
+      const records = tasks.map(({ id }, i) => JSON.stringify({ id, text: '"ü\n'.repeat(i === 3 ? 2_000 : 1) }))
+      await broker.settle(tasks.map((one, i) => end(one, { record: records[i] ?? '' })))
+      for (const { id } of tasks) await watched.until(ended(id))
+      for (const [i, { id }] of tasks.entries()) {
+        const record = told().find((one) => one.id === id)?.record ?? null
+        if (batch === 1 || record !== null) expect(record).toBe(records[i] ?? '')
+      }
     }
   })
 

@@ -53,7 +53,7 @@ local set, flushSet, setOf = batch('HSET')
 local forget, flushForget, forgetOf = batch('HDEL')
 local index, flushIndex, indexOf = batch('ZADD')
 local unindex, flushUnindex, unindexOf = batch('ZREM')
-local codes, calling, released, ended, roots, expiring = {}, {}, {}, {}, {}, {}
+local codes, calling, released, ended, roots, texts, expiring = {}, {}, {}, {}, {}, {}, {}
 local HELD = { delayed = DELAYED, waiting = WAITING }
 local records, gone = setOf(TASKS), forgetOf(LIVE)
 
@@ -76,6 +76,7 @@ local function finish(o, head, line)
   elseif head.type == 'cancel' then call('INCR', of(head.kind, DROPPED)) end
   if not o.parent then
     roots[#roots + 1] = id
+    texts[#texts + 1] = o.record or ''
     if head.expiry then
       head.together = head.together or expiring[head.expiry] or {}
       expiring[head.expiry] = head.together
@@ -129,6 +130,15 @@ for i, value in ipairs(fetch(LIVE, ids)) do
     end
   end
 end
+-- Who watches for a few ends is told the records too, unless they are large, and need not ask for them.
+local function endEvent()
+  local event, size = { type = 'end', ids = roots }, 0
+  if #roots > 4 then return event end
+  for _, text in ipairs(texts) do size = size + #text end
+  if size <= 4096 then event.records = texts end
+  return event
+end
+
 -- Roots that expire at once share an entry: less memory, and no search for a place for each.
 for time, together in pairs(expiring) do
   for i = 1, #together, 100 do index(EXPIRY, time, table.concat(together, '\n', i, math.min(i + 99, #together))) end
@@ -140,5 +150,5 @@ for kind, tasks in pairs(released) do requeue(kind, tasks) end
 childrenEnded(ended)
 local reply = arg() == '1' and claim() or false
 sendWakes()
-if #roots > 0 then publish('tasks:events', { type = 'end', ids = roots }) end
+if #roots > 0 then publish('tasks:events', endEvent()) end
 return { codes, reply }
