@@ -120,7 +120,26 @@ local function unexpire(due)
   end
 end
 
--- Adds tasks that are not known yet, at the back. Each is { id, kind, priority, due or nil, envelope }; returns how many were added and marks those with .created.
+-- ARGV of new tasks: how many; for each: "<kind> <priority> <when due or ->", id, envelope. Mostly they begin alike: each head is read once.
+local taskHeads = {}
+local function readTaskHead(text)
+  local kind, priority, due = match(text, '^(%d+) (%d) (%S+)$')
+  local head = { kind = tonumber(kind), priority = priority, due = tonumber(due) }
+  if head.due and head.due <= now then head.due = nil end
+  head.key = of(head.kind, head.due and DELAYED or tonumber(priority))
+  taskHeads[text] = head
+  return head
+end
+local function newTasks()
+  local tasks = {}
+  for i = 1, number() do
+    local text = arg()
+    tasks[i] = { head = taskHeads[text] or readTaskHead(text), id = arg(), envelope = arg() }
+  end
+  return tasks
+end
+
+-- Adds new tasks that are not known yet, at the back; .calls, if there, is "<calls> <steps>". Returns how many were added and marks those with .created.
 local function add(tasks, check)
   local known = {}
   if check then
@@ -129,29 +148,28 @@ local function add(tasks, check)
     local live, final = fetch(LIVE, ids), fetch(TASKS, ids)
     for i, id in ipairs(ids) do known[id] = live[i] or final[i] end
   end
-  local set, flushLive = batch('HSET')
-  local push, flushQueues = batch('LPUSH')
-  local delay, flushDelayed = batch('ZADD')
-  local count = 0
+  local _, flushLive, liveOf = batch('HSET')
+  local _, flushQueues, queueOf = batch('LPUSH')
+  local _, flushDelayed, delayedOf = batch('ZADD')
+  local live, count = liveOf(LIVE), 0
   for _, t in ipairs(tasks) do
-    if not known[t.id] then
-      known[t.id], t.created, count = true, true, count + 1
-      local rest = '0 ' .. (t.calls or '0 0') .. ' ' .. t.priority .. ' ' .. kinds[t.kind] .. ' -'
-      set(LIVE, t.id, (t.due and 'delayed - 0 ' or 'queued - 0 ') .. rest .. '\n' .. t.envelope)
-      if t.due then delay(of(t.kind, DELAYED), t.due, t.id) else push(of(t.kind, t.priority), t.envelope) end
-      wake(t.kind, t.due)
+    local id, head = t.id, t.head
+    if not known[id] then
+      known[id], t.created, count = true, true, count + 1
+      -- What all tasks of one head share is made once.
+      if not head.to then
+        head.to = (head.due and delayedOf or queueOf)(head.key)
+        head.state, head.rest = head.due and 'delayed - 0 0 ' or 'queued - 0 0 ', ' ' .. head.priority .. ' ' .. kinds[head.kind] .. ' -\n'
+        head.fresh = head.state .. '0 0' .. head.rest
+        wake(head.kind, head.due)
+      end
+      local n, to = #live + 1, head.to
+      live[n], live[n + 1] = id, (t.calls and head.state .. t.calls .. head.rest or head.fresh) .. t.envelope
+      if head.due then to[#to + 1] = head.due end
+      to[#to + 1] = head.due and id or t.envelope
     end
   end
   flushLive(); flushQueues(); flushDelayed()
+  for _, head in pairs(taskHeads) do head.to = nil end
   return count
-end
--- ARGV of new tasks: how many; for each: "<kind> <priority> <when due or ->", id, envelope.
-local function newTasks()
-  local tasks = {}
-  for i = 1, number() do
-    local kind, priority, due = match(arg(), '^(%d+) (%d) (%S+)$')
-    due = tonumber(due)
-    tasks[i] = { kind = tonumber(kind), priority = tonumber(priority), due = due and due > now and due or nil, id = arg(), envelope = arg() }
-  end
-  return tasks
 end

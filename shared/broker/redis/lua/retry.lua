@@ -10,7 +10,7 @@ for i, record in ipairs(fetch(TASKS, ids)) do
   if record then
     call('HDEL', TASKS, t.id)
     if times[i] ~= '-' then unexpire({ [times[i]] = { [t.id] = true } }) end
-    for key = SUCCEEDED, CANCELLED do call('ZREM', of(t.kind, key), t.id) end
+    for key = SUCCEEDED, CANCELLED do call('ZREM', of(t.head.kind, key), t.id) end
     t.calls = calls[i]
     again[#again + 1] = t
   end
