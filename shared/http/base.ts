@@ -5,7 +5,7 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Log } from '#shared/runtime/log.ts'
 import type { Auth } from './auth.ts'
 import { limitBody } from './body.ts'
-import { allowOrigins, type Doors, limitRate, PLAIN_DOORS, safeHeaders } from './doors.ts'
+import { allowOrigins, type Doors, limitRate, PLAIN_DOORS, refuseStrangeHosts, safeHeaders } from './doors.ts'
 import { Problem, problemAnswer } from './problem.ts'
 
 export type BaseEnv = { Variables: RequestIdVariables }
@@ -46,6 +46,8 @@ export function createBase(options: BaseOptions): Hono<BaseEnv> {
   app.use(requestId())
   app.use(accessLog(log, service))
   app.use(safeHeaders())
+  const hosts = refuseStrangeHosts(doors)
+  if (hosts) app.use(hosts)
   const origins = allowOrigins(doors)
   if (origins) app.use(origins)
   app.use(limitRate(doors, auth))

@@ -126,6 +126,38 @@ describe('the limit of requests', () => {
   })
 })
 
+describe('the name that a service is called by', () => {
+  test('must be this machine’s, where nothing else keeps a page out whose name points here', async () => {
+    const { ask } = await setup({ loopbackOnly: true })
+    for (const host of [
+      'localhost',
+      'LOCALHOST:5000',
+      'tasker.localhost:5000',
+      '127.0.0.1:5000',
+      '127.1.2.3',
+      '[::1]:5000',
+    ]) {
+      expect((await ask('/', { Host: host })).status).toBe(200)
+    }
+    for (const host of [
+      'evil.example',
+      'localhost.evil.example:5000',
+      '127.0.0.1.evil.example',
+      'evil-localhost',
+      '10.0.0.1',
+    ]) {
+      const refused = await ask('/healthz', { Host: host })
+      expect(refused.status).toBe(421)
+      expect(await refused.json()).toMatchObject({ type: 'urn:tasker:problem:misdirected' })
+    }
+  })
+
+  test('is anything where tokens, or TASKER_OPEN, say who may come', async () => {
+    const { ask } = await setup()
+    expect((await ask('/', { Host: 'tasks.example' })).status).toBe(200)
+  })
+})
+
 describe('browsers', () => {
   const origin = { Origin: 'https://a.example' }
   const preflight = { ...origin, 'Access-Control-Request-Method': 'POST' }

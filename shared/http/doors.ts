@@ -12,16 +12,18 @@ export interface Doors {
   readonly limiter: Limiter | null
   readonly trustedProxies: number
   readonly corsOrigins: readonly string[]
+  readonly loopbackOnly: boolean
 }
 
 /** One limiter for all requests of a process: where an app is made for each request, its doors are not. */
 export function createDoors(settings: DoorSettings): Doors {
-  const { rateLimit, trustedProxies, corsOrigins } = settings
-  return { limiter: rateLimit === null ? null : createLimiter(rateLimit), trustedProxies, corsOrigins }
+  const { rateLimit, trustedProxies, corsOrigins, loopbackOnly } = settings
+  const limiter = rateLimit === null ? null : createLimiter(rateLimit)
+  return { limiter, trustedProxies, corsOrigins, loopbackOnly }
 }
 
 /** Without limits, proxies and foreign pages. */
-export const PLAIN_DOORS: Doors = { limiter: null, trustedProxies: 0, corsOrigins: [] }
+export const PLAIN_DOORS: Doors = { limiter: null, trustedProxies: 0, corsOrigins: [], loopbackOnly: false }
 
 /** Headers that keep browsers from doing more with an answer than showing it, and caches from keeping it. A route may say otherwise of the cache. */
 export function safeHeaders(): MiddlewareHandler {
@@ -42,6 +44,20 @@ export function safeHeaders(): MiddlewareHandler {
   return (c, next) => {
     c.header('Cache-Control', 'no-store')
     return secure(c, next)
+  }
+}
+
+const LOOPBACK = /^(?:(?:[\w-]+\.)*localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?$/i
+
+/** 421 for requests that know this machine by another name; null when any name will do. */
+export function refuseStrangeHosts({ loopbackOnly }: Doors): MiddlewareHandler | null {
+  if (!loopbackOnly) return null
+  return (c, next) => {
+    const host = c.req.header('Host')
+    if (host === undefined || LOOPBACK.test(host)) return next()
+    const detail =
+      'This service is for its own machine alone, and is called localhost. To open it to others set TASKER_TOKENS, or TASKER_OPEN=1.'
+    throw new Problem('misdirected', detail)
   }
 }
 

@@ -14,6 +14,7 @@ const PROBLEMS = {
   idempotency_conflict: [409, 'The idempotency key was used for another payload'],
   too_large: [413, 'Content too large'],
   unsupported_media_type: [415, 'Unsupported media type'],
+  misdirected: [421, 'Misdirected request'],
   invalid_input: [422, 'Invalid input'],
   too_many_requests: [429, 'Too many requests'],
   internal: [500, 'Internal error'],

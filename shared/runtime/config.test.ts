@@ -21,7 +21,10 @@ test('nothing set gives the defaults', () => {
     partitions: 1,
     secret: { type: 'file', path: '.tasker/tasker.db.key' },
     tokens: [],
-    doors: { open: false, rateLimit: null, trustedProxies: 0, corsOrigins: [], maxWaiters: 1_000 },
+    doors: {
+      ...{ open: false, loopbackOnly: true, rateLimit: null, trustedProxies: 0, corsOrigins: [] },
+      maxWaiters: 1_000,
+    },
     leaseMs: 30_000,
     workerConcurrency: null,
     workerKinds: null,
@@ -168,6 +171,9 @@ describe('the doors', () => {
   test('proxies, waiters and the leave to be open are read', () => {
     const set = { TASKER_OPEN: '1', TASKER_TRUST_PROXY: '2', TASKER_MAX_WAITERS: '7' }
     expect(loadConfig(set).doors).toMatchObject({ open: true, trustedProxies: 2, maxWaiters: 7 })
+    for (const opened of [{ TASKER_OPEN: '1' }, { TASKER_TOKENS: 'hush' }, { HOST: '0.0.0.0' }]) {
+      expect(loadConfig(opened).doors.loopbackOnly).toBe(false)
+    }
     expect(problemsOf({ TASKER_OPEN: 'yes' })).toBe('TASKER_OPEN must be 0 or 1')
   })
 })

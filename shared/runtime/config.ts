@@ -173,6 +173,7 @@ function toConfig(env: z.output<typeof environment>): Config {
     tokens: env.TASKER_TOKENS,
     doors: {
       open: env.TASKER_OPEN === '1',
+      loopbackOnly: isLoopback(env.HOST) && env.TASKER_TOKENS.length === 0 && env.TASKER_OPEN === '0',
       rateLimit: env.TASKER_RATE_LIMIT === undefined ? rateLimitAt(env.HOST) : env.TASKER_RATE_LIMIT,
       trustedProxies: env.TASKER_TRUST_PROXY,
       corsOrigins: env.TASKER_CORS_ORIGINS,

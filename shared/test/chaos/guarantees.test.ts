@@ -18,7 +18,7 @@ function testsOf(cell: string): { file: string; name: string }[] {
 function hasTest(file: string, name: string): boolean {
   if (!existsSync(root + file)) return false
   const source = readFileSync(root + file, 'utf8')
-  return [`test('${name}',`, `\n    '${name}',\n`].some((text) => source.includes(text))
+  return source.includes(`test('${name}',`) || source.split('\n').some((line) => line.trim() === `'${name}',`)
 }
 
 test('every promise in docs/guarantees.md names a test, and each of them is there', () => {
