@@ -123,7 +123,7 @@ class Seat implements RunPorts {
   }
 
   async storeStep(n: number, name: string, json: string): Promise<void> {
-    limitSize(json, `The result of step "${name}" of task ${this.claimed.id}`)
+    limitSize(json, () => `The result of step "${name}" of task ${this.claimed.id}`)
     await this.#parked?.promise
     await this.commit(() => {
       const { parent } = this
@@ -305,7 +305,7 @@ class ClaimedRun implements Execution {
       startedAt,
       finishedAt,
     })
-    if (how.state === 'succeeded') limitSize(record.result, `The result of ${kind} task ${id}`)
+    if (how.state === 'succeeded') limitSize(record.result, () => `The result of ${kind} task ${id}`)
     const expiresAt = expiryOf(finishedAt, envelope.retention_s ?? DEFAULT_RETENTION_S)
     const { parent } = envelope
     return { id, kind, token, parent, type: 'end', state: how.state, record: JSON.stringify(record), expiresAt }

@@ -1,9 +1,9 @@
 import type { Broker, CallOutcome, NewTask } from '#shared/broker/broker.ts'
 import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
-import { type Contract, redact } from '#shared/task/define.ts'
+import { redact } from '#shared/task/define.ts'
 import { ChildFailed, PermanentError } from '#shared/task/errors.ts'
 import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
-import { childId, encodeEnvelope, type FinalRecord, type Priority } from '#shared/task/task.ts'
+import { childId, type Envelope, type FinalRecord, type Priority } from '#shared/task/task.ts'
 import { type CallGroup, mismatch, type Sleep } from './run.ts'
 
 /** A fan-out goes to the store in parts of so many children or characters, so that no call grows over about half a megabyte. */
@@ -14,10 +14,10 @@ const PART_CHARS = 400_000
 const MAX_TEXT_BYTES = 1_048_576
 
 /** @throws PermanentError when the text is longer than `MAX_TEXT_BYTES`; `what` says whose it is. */
-export function limitSize(text: string, what: string): void {
+export function limitSize(text: string, what: () => string): void {
   if (text.length * 3 <= MAX_TEXT_BYTES || new TextEncoder().encode(text).length <= MAX_TEXT_BYTES) return
   throw new PermanentError(
-    `${what} is larger than ${MAX_TEXT_BYTES} bytes: store it elsewhere, and hand on where it is.`,
+    `${what()} is larger than ${MAX_TEXT_BYTES} bytes: store it elsewhere, and hand on where it is.`,
     {
       code: 'too_large',
     },
@@ -107,12 +107,11 @@ function resultOf(parent: Parent, group: CallGroup, i: number, text: string): { 
   if (record.status_code >= 400) {
     return failure(record.status_code, record.error?.type ?? 'failed', record.error?.message ?? record.result)
   }
+  const parsed = contract.output.safeParse(decodeResult(record))
+  if (parsed.success) return { value: parsed.data }
   // A foreign worker says nothing of the content: its text is taken as it is where that fits the kind's result, else as JSON.
-  const readings = [decodeResult(record), decodeResult({ ...record, content_type: 'application/json' })]
-  for (const reading of readings) {
-    const parsed = contract.output.safeParse(reading)
-    if (parsed.success) return { value: parsed.data }
-  }
+  const asJson = contract.output.safeParse(decodeResult({ ...record, content_type: 'application/json' }))
+  if (asJson.success) return { value: asJson.data }
   return failure(500, 'invalid_output', `The result of ${contract.kind} task ${taskId} does not fit its kind.`)
 }
 
@@ -123,14 +122,22 @@ function sameCall(
   i: number,
   before: { kind?: string; step?: string; payload?: unknown },
 ): void {
-  const n = group.first + i
-  const now = `${group.contract.kind} with payload #${i} of its group`
-  if (before.step !== undefined) throw mismatch(parent, n, `step "${before.step}"`, now)
-  if (before.kind !== undefined && before.kind !== group.contract.kind) throw mismatch(parent, n, before.kind, now)
-  if (before.payload === undefined) return
-  const shown = (payload: unknown) => JSON.stringify(redact(group.contract, payload))
-  if (shown(before.payload) !== shown(group.payloads[i]))
-    throw mismatch(parent, n, `${before.kind} with another payload`, now)
+  const was = callBefore(group, i, before)
+  if (was === null) return
+  throw mismatch(parent, group.first + i, was, `${group.contract.kind} with payload #${i} of its group`)
+}
+
+/** What the call was, when it was another one. */
+function callBefore(
+  { contract, payloads }: CallGroup,
+  i: number,
+  { kind, step, payload }: { kind?: string; step?: string; payload?: unknown },
+): string | null {
+  if (step !== undefined) return `step "${step}"`
+  if (kind !== undefined && kind !== contract.kind) return kind
+  if (payload === undefined) return null
+  const shown = (value: unknown) => JSON.stringify(redact(contract, value))
+  return shown(payload) === shown(payloads[i]) ? null : `${kind} with another payload`
 }
 
 /** The recorded result of a step or sleep as JSON, or null when it has none yet. */
@@ -178,7 +185,10 @@ export async function* partsOf(
   for (const group of waiting) {
     if (group.type !== 'call') continue
     for (const i of group.missing) {
-      const child = await newChild(parent, group, i, deps)
+      const { contract, payloads } = group
+      const hasSecrets = contract.secrets.length > 0
+      const payload = hasSecrets ? await sealed(parent, group, i, deps.keyring) : payloads[i]
+      const child = newChild(parent, group, i, payload, deps.now)
       if (children.length >= PART_TASKS || (children.length > 0 && chars + child.envelope.length > PART_CHARS)) {
         yield part(false)
         children = []
@@ -193,36 +203,39 @@ export async function* partsOf(
   yield part(true)
 }
 
-async function newChild(
+function newChild(
   parent: Parent,
-  { contract, first, payloads, options }: CallGroup,
+  { contract: { kind }, first, options }: CallGroup,
   i: number,
-  deps: { now: number; keyring: Keyring | null },
-): Promise<NewTask> {
+  payload: unknown,
+  createdAt: number,
+): NewTask {
   const id = childId(parent.id, first + i)
   const ref = { id: parent.id, kind: parent.kind }
   const priority = options.priority ?? parent.priority
-  const envelope = encodeEnvelope({
-    task_id: id,
-    kind: contract.kind,
-    payload: await sealed(contract, id, payloads[i], deps.keyring),
-    created_at: deps.now,
-    ...(priority === 'normal' ? {} : { priority }),
-    ...(options.maxAttempts === undefined ? {} : { max_attempts: options.maxAttempts }),
-    parent: ref,
-    ...(parent.traceparent === undefined ? {} : { traceparent: parent.traceparent }),
-  })
-  limitSize(envelope, `The payload of ${contract.kind} task ${id}`)
-  return { id, kind: contract.kind, priority, parent: ref, envelope }
+  // Field by field: a fan-out does this for every child.
+  const envelope: Envelope = { task_id: id, v: 1, kind, payload, created_at: createdAt }
+  if (priority !== 'normal') envelope.priority = priority
+  if (options.maxAttempts !== undefined) envelope.max_attempts = options.maxAttempts
+  envelope.parent = ref
+  if (parent.traceparent !== undefined) envelope.traceparent = parent.traceparent
+  const text = JSON.stringify(envelope)
+  limitSize(text, () => `The payload of ${kind} task ${id}`)
+  return { id, kind, priority, parent: ref, envelope: text }
 }
 
-async function sealed(contract: Contract, id: string, payload: unknown, keyring: Keyring | null): Promise<unknown> {
-  if (contract.secrets.length === 0) return payload
+async function sealed(
+  parent: Parent,
+  { contract, first, payloads }: CallGroup,
+  i: number,
+  keyring: Keyring | null,
+): Promise<unknown> {
+  const id = childId(parent.id, first + i)
   if (!keyring) {
     throw new PermanentError(
       `This worker cannot call ${contract.kind} for task ${id}: it has no key to seal secrets with. Set TASKER_SECRET or TASKER_SECRET_FILE.`,
       { code: 'no_secret' },
     )
   }
-  return sealPayload(keyring, contract, id, payload)
+  return sealPayload(keyring, contract, id, payloads[i])
 }
