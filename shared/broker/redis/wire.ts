@@ -77,8 +77,7 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
 
 /** Reads a claim's reply: see claim.lua. */
 export function claimOf(reply: unknown, token: string): Claim {
-  const [due, ids, values] = reply as [string, string, string]
-  const texts = values.split('\x1e')
+  const [due, ids, texts] = reply as [string, string, string[]]
   return {
     tasks: ids === '' ? [] : ids.split('\x1e').map((id, i) => claimedOf(id, texts[i] ?? '', token)),
     nextDueAt: due === '' ? null : Number(due),
