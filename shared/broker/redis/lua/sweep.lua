@@ -12,6 +12,7 @@ for i, record in ipairs(fetch(TASKS, ids)) do
 end
 local due, gone = call('ZRANGEBYSCORE', EXPIRY, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit), {}
 for i = 1, #due, 2 do
+  if #expired >= limit then break end
   local roots = {}
   for id in string.gmatch(due[i], '[^\n]+') do roots[#roots + 1] = id end
   for j, record in ipairs(fetch(TASKS, roots)) do
