@@ -143,6 +143,7 @@ describe('the name that a service is called by', () => {
       'evil.example',
       'localhost.evil.example:5000',
       '127.0.0.1.evil.example',
+      '127.evil.example',
       'evil-localhost',
       '10.0.0.1',
     ]) {

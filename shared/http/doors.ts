@@ -1,7 +1,7 @@
 import type { Context, MiddlewareHandler } from 'hono'
 import { cors } from 'hono/cors'
 import { secureHeaders } from 'hono/secure-headers'
-import type { DoorSettings } from '#shared/runtime/doors.ts'
+import { type DoorSettings, isLoopback } from '#shared/runtime/doors.ts'
 import type { Auth } from './auth.ts'
 import { createLimiter, type Limiter } from './limiter.ts'
 import { Problem } from './problem.ts'
@@ -47,18 +47,22 @@ export function safeHeaders(): MiddlewareHandler {
   }
 }
 
-const LOOPBACK = /^(?:(?:[\w-]+\.)*localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?$/i
-
 /** 421 for requests that know this machine by another name; null when any name will do. */
 export function refuseStrangeHosts({ loopbackOnly }: Doors): MiddlewareHandler | null {
   if (!loopbackOnly) return null
   return (c, next) => {
     const host = c.req.header('Host')
-    if (host === undefined || LOOPBACK.test(host)) return next()
+    if (host === undefined || isLoopback(nameOf(host))) return next()
     const detail =
       'This service is for its own machine alone, and is called localhost. To open it to others set TASKER_TOKENS, or TASKER_OPEN=1.'
     throw new Problem('misdirected', detail)
   }
+}
+
+/** A `Host` without its port, in the form of a setting. Browsers take every name below `localhost` for this machine. */
+function nameOf(host: string): string {
+  const name = host.toLowerCase().replace(/:\d+$/, '')
+  return /\.localhost$/.test(name) ? 'localhost' : name.replace(/^\[(.*)\]$/, '$1')
 }
 
 /** Lets pages of the named origins use the service; null when there are none. */

@@ -77,5 +77,5 @@ export function eachIsOrigin(origins: readonly string[], context: z.RefinementCt
 
 /** True when only this machine can connect to the address. */
 export function isLoopback(host: string): boolean {
-  return host === 'localhost' || host === '::1' || /^127\./.test(host)
+  return host === 'localhost' || host === '::1' || /^127(\.\d{1,3}){1,3}$/.test(host)
 }
