@@ -3,7 +3,7 @@ import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import { redact } from '#shared/task/define.ts'
 import { ChildFailed, PermanentError } from '#shared/task/errors.ts'
 import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
-import { childId, type Envelope, type FinalRecord, type Priority } from '#shared/task/task.ts'
+import { childId, type Envelope, encodeEnvelope, type FinalRecord, type Priority } from '#shared/task/task.ts'
 import { type CallGroup, mismatch, type Sleep } from './run.ts'
 
 /** A fan-out goes to the store in parts of so many children or characters, so that no call grows over about half a megabyte. */
@@ -214,12 +214,12 @@ function newChild(
   const ref = { id: parent.id, kind: parent.kind }
   const priority = options.priority ?? parent.priority
   // Field by field: a fan-out does this for every child.
-  const envelope: Envelope = { task_id: id, v: 1, kind, payload, created_at: createdAt }
+  const envelope: Envelope = { task_id: id, kind, payload, created_at: createdAt }
   if (priority !== 'normal') envelope.priority = priority
   if (options.maxAttempts !== undefined) envelope.max_attempts = options.maxAttempts
   envelope.parent = ref
   if (parent.traceparent !== undefined) envelope.traceparent = parent.traceparent
-  const text = JSON.stringify(envelope)
+  const text = encodeEnvelope(envelope)
   limitSize(text, () => `The payload of ${kind} task ${id}`)
   return { id, kind, priority, parent: ref, envelope: text }
 }

@@ -14,7 +14,7 @@ local nowText = arg()
 local now, channels, kinds = tonumber(nowText), arg(), {}
 for i = 1, number() do kinds[i] = arg() end
 
--- A live value is "<state> <token> <started> <rest>\n<envelope>", where rest is "<attempts used> <calls> <steps> <priority 1-3> <kind> <progress>".
+-- A live value is "<state> <token> <started> <attempts used> <calls> <steps> <priority 1-3> <kind> <progress>\n<envelope>".
 local function split(value)
   local stop = find(value, '\n', 1, true)
   local state, token, started, attempts, calls, steps, priority, kind, progress =
@@ -22,11 +22,9 @@ local function split(value)
   return { state = state, token = token, started = started, attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
     priority = tonumber(priority), kind = kind, progress = progress, envelope = sub(value, stop + 1) }
 end
-local function restOf(t)
-  return t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' ' .. t.priority .. ' ' .. t.kind .. ' ' .. t.progress
-end
 local function join(t)
-  return t.state .. ' ' .. t.token .. ' ' .. t.started .. ' ' .. restOf(t) .. '\n' .. t.envelope
+  return t.state .. ' ' .. t.token .. ' ' .. t.started .. ' ' .. t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' '
+    .. t.priority .. ' ' .. t.kind .. ' ' .. t.progress .. '\n' .. t.envelope
 end
 
 -- Arguments collect for each key and go out in one variadic command a key; 4,000 at a time, under Lua's limit for unpack.
@@ -124,9 +122,12 @@ end
 local taskHeads = {}
 local function readTaskHead(text)
   local kind, priority, due = match(text, '^(%d+) (%d) (%S+)$')
-  local head = { kind = tonumber(kind), priority = priority, due = tonumber(due) }
+  local head = { kind = tonumber(kind), due = tonumber(due) }
   if head.due and head.due <= now then head.due = nil end
   head.key = of(head.kind, head.due and DELAYED or tonumber(priority))
+  -- Around the calls and steps of the live value.
+  head.before, head.after = head.due and 'delayed - 0 0 ' or 'queued - 0 0 ', ' ' .. priority .. ' ' .. kinds[head.kind] .. ' -\n'
+  head.fresh = head.before .. '0 0' .. head.after
   taskHeads[text] = head
   return head
 end
@@ -151,25 +152,22 @@ local function add(tasks, check)
   local _, flushLive, liveOf = batch('HSET')
   local _, flushQueues, queueOf = batch('LPUSH')
   local _, flushDelayed, delayedOf = batch('ZADD')
-  local live, count = liveOf(LIVE), 0
+  local live, places, count = liveOf(LIVE), {}, 0
   for _, t in ipairs(tasks) do
     local id, head = t.id, t.head
     if not known[id] then
       known[id], t.created, count = true, true, count + 1
-      -- What all tasks of one head share is made once.
-      if not head.to then
-        head.to = (head.due and delayedOf or queueOf)(head.key)
-        head.state, head.rest = head.due and 'delayed - 0 0 ' or 'queued - 0 0 ', ' ' .. head.priority .. ' ' .. kinds[head.kind] .. ' -\n'
-        head.fresh = head.state .. '0 0' .. head.rest
+      local n, to = #live + 1, places[head]
+      if not to then
+        to = (head.due and delayedOf or queueOf)(head.key)
+        places[head] = to
         wake(head.kind, head.due)
       end
-      local n, to = #live + 1, head.to
-      live[n], live[n + 1] = id, (t.calls and head.state .. t.calls .. head.rest or head.fresh) .. t.envelope
+      live[n], live[n + 1] = id, (t.calls and head.before .. t.calls .. head.after or head.fresh) .. t.envelope
       if head.due then to[#to + 1] = head.due end
       to[#to + 1] = head.due and id or t.envelope
     end
   end
   flushLive(); flushQueues(); flushDelayed()
-  for _, head in pairs(taskHeads) do head.to = nil end
   return count
 end
