@@ -323,7 +323,13 @@ describe('Idempotency-Key', () => {
       startedAt: NOW,
       finishedAt: NOW,
     })
-    const end = { type: 'end', state: 'succeeded', record: JSON.stringify(record), expiresAt: null } as const
+    const end = {
+      type: 'end',
+      state: 'succeeded',
+      record: JSON.stringify(record),
+      endedAt: 0,
+      expiresAt: null,
+    } as const
     await broker.settle([{ id, kind: 'sum', token: task.token, ...end }])
     const conflict = await post('/sum', { num1: 1, num2: 3 }, key)
     expect(conflict.status).toBe(409)

@@ -261,7 +261,7 @@ test(
           const leases = ids.map((id) => ({ id, kind: of, token: lease }))
           expect((await broker.extend(leases, ms)).lost.toSorted()).toEqual(ids.toSorted())
           const record = '{"result":"","status_code":200}'
-          const end = { type: 'end', state: 'succeeded', record, expiresAt: null } as const
+          const end = { type: 'end', state: 'succeeded', record, endedAt: 0, expiresAt: null } as const
           expect((await broker.settle(leases.map((one) => ({ ...one, ...end })))).refused.toSorted()).toEqual(
             ids.toSorted(),
           )
@@ -275,7 +275,9 @@ test(
               .refused,
           ).toEqual([])
           expect((await broker.get(allowed)).map((stored) => stored?.record)).toEqual(allowed.map(() => record))
-          await broker.remove(ids.map((id) => ({ id, kind: of })))
+          await broker.remove(
+            ids.map((id) => ({ id, ended: { kind: of, state: 'succeeded', at: 0, expiresAt: null } })),
+          )
           expect(await broker.get(claimed)).toEqual(claimed.map(() => null))
         },
       ),

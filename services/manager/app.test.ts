@@ -111,7 +111,17 @@ async function setup(options: Partial<ManagerDeps> = {}) {
     const parent = readEnvelope(task.envelope)?.parent
     const { id, kind, token } = task
     const { refused } = await broker.settle([
-      { type: 'end', id, kind, token, parent, state, record: recordOf(task, state, result), expiresAt: null },
+      {
+        type: 'end',
+        id,
+        kind,
+        token,
+        parent,
+        state,
+        record: recordOf(task, state, result),
+        endedAt: NOW + 20,
+        expiresAt: null,
+      },
     ])
     expect(refused).toEqual([])
   }
@@ -378,7 +388,7 @@ describe('cancel', () => {
     })
     for (const n of [0, 1]) expect(await get(`/task/${A}.${n}`)).toMatchObject({ status: 'cancelled' })
     const { id, kind, token } = child
-    const late = { type: 'end', state: 'succeeded', record: '{}', expiresAt: null } as const
+    const late = { type: 'end', state: 'succeeded', record: '{}', endedAt: 0, expiresAt: null } as const
     expect((await broker.settle([{ id, kind, token, ...late }])).refused).toEqual([id])
   })
 
@@ -484,6 +494,7 @@ describe('retry', () => {
       type: 'end',
       state: 'failed',
       record: '{"result":"x","status_code":500}',
+      endedAt: 0,
       expiresAt: null,
     } as const
     await broker.settle([{ id: task.id, kind: task.kind, token: task.token, ...foreign }])

@@ -49,8 +49,9 @@ export interface Broker {
   /**
    * Ids of one kind in one state, newest first as far as the store's order tells: `queued` from the back of the queue (`high`, then `normal`, then `low`), final
    * states by the time they ended, the others by the time they come back. May name an id twice or one that has just moved on.
+   * `after` is the place of the last one that is not wanted again; empty at first.
    */
-  list(query: { kind: string; state: State; offset: number; limit: number }): Promise<string[]>
+  list(query: { kind: string; state: State; after: Place; limit: number }): Promise<Listed[]>
 
   /** Counts of each kind. Final counts are of the records still kept. */
   stats(kinds: readonly string[]): Promise<KindStats[]>
@@ -88,8 +89,8 @@ export interface NewTask {
   dueAt?: number | null
   /** For `retry`: the length of the history that the task goes on from. */
   history?: { calls: number; steps: number }
-  /** For `retry`: when the record that is dropped would have expired, as it was said when the task ended. */
-  expiresAt?: number | null
+  /** For `retry`: how the task ended whose record is dropped. */
+  ended?: Ended | null
   /** True when the id was made a moment ago by the caller and cannot be known yet: saves the look-up on the first send. */
   fresh?: boolean
 }
@@ -97,10 +98,18 @@ export interface NewTask {
 /** A final record that is no longer wanted. */
 export interface Removal {
   id: string
-  /** Null when it is not known, as for a step. */
-  kind: string | null
-  /** When it would have expired, as it was said when the task ended; left out or null when that is not known, as for a foreign record. */
-  expiresAt?: number | null
+  /** Left out or null for a step, which is no task, and for a foreign record, which does not tell. */
+  ended?: Ended | null
+}
+
+/** How a task ended, as it was said then: a driver finds it by that among others. */
+export interface Ended {
+  kind: string
+  state: FinalState
+  /** Null when it is not known. */
+  at: number | null
+  /** Null when it was kept, or that is not known. */
+  expiresAt: number | null
 }
 
 export interface Enqueued {
@@ -159,6 +168,7 @@ export interface EndOutcome {
   type: 'end'
   state: FinalState
   record: string
+  endedAt: number
   /** When the record expires; null keeps it. Ignored for a child, which goes with its root. */
   expiresAt: number | null
 }
@@ -191,11 +201,9 @@ export interface CallOutcome {
   wakeAt: number | null
 }
 
-/** Not guarded by a token (leave it empty): the task has a final record already, from a foreign worker. Its live record is dropped and its parent told. */
-export interface AdoptOutcome {
+/** Not guarded by a token (leave it empty): the task has a final record already, from a foreign worker, of which this is the whole form. Its live record is dropped and its parent told. */
+export interface AdoptOutcome extends Omit<EndOutcome, 'type'> {
   type: 'adopt'
-  state: FinalState
-  expiresAt: number | null
 }
 
 export interface Settled {
@@ -234,6 +242,7 @@ export interface Cancellation {
   kind: string
   parent?: ParentRef | undefined
   record: string
+  endedAt: number
   expiresAt: number | null
 }
 
@@ -242,6 +251,14 @@ export interface Cancelled {
   cancelled: boolean
   /** Length of its history at that moment. */
   calls: number
+}
+
+/** Where a listed task stands, in the driver's own terms: whole numbers, at most three. */
+export type Place = readonly number[]
+
+export interface Listed {
+  id: string
+  place: Place
 }
 
 export interface KindStats {
@@ -257,7 +274,7 @@ export interface KindStats {
   broken: number
   /** Of the tasks at the front of the three queues: their envelopes. */
   oldest: string[]
-  /** Ended within the last 60 s. */
+  /** Ended within the last 60 s; of a great many, about how many. */
   lastMinute: { succeeded: number; failed: number }
 }
 

@@ -1,5 +1,5 @@
 import { readEnvelope, readRecord } from '#shared/task/record.ts'
-import { DEFAULT_RETENTION_S, expiryOf, type FinalState, finalState } from '#shared/task/task.ts'
+import { DEFAULT_RETENTION_S, expiryOf, finalState } from '#shared/task/task.ts'
 import type { Outcome, Swept } from './broker.ts'
 import { removeTrees, type TreeDeps } from './tree.ts'
 
@@ -26,21 +26,17 @@ async function adopt({ broker, now }: TreeDeps, foreign: Swept['foreign']): Prom
   await broker.settle(
     foreign.map(({ id, kind, record, envelope }): Outcome => {
       const sent = readEnvelope(envelope)
+      const { parent, created_at, retention_s } = sent ?? {}
+      const read = readRecord(record)
+      // A text that is no record stands for a failure.
+      const written = read === null ? { result: record, status_code: 500 } : JSON.parse(record)
+      const whole = { ...written, kind, created_at, finished_at: at, parent, retention_s }
       return {
-        type: 'adopt',
-        id,
-        kind,
-        token: '',
-        state: stateOf(record),
-        parent: sent?.parent,
-        expiresAt: sent?.parent ? null : expiryOf(at, sent?.retention_s ?? DEFAULT_RETENTION_S),
+        ...{ type: 'adopt', id, kind, token: '', parent, endedAt: at },
+        state: read === null ? 'failed' : finalState(read),
+        record: JSON.stringify(whole),
+        expiresAt: parent ? null : expiryOf(at, retention_s ?? DEFAULT_RETENTION_S),
       }
     }),
   )
-}
-
-/** The state that any text stands for where a final record should be. */
-function stateOf(text: string): FinalState {
-  const record = readRecord(text)
-  return record === null ? 'failed' : finalState(record)
 }

@@ -2,7 +2,7 @@ import * as z from 'zod'
 import { InvalidInput, TaskNotFound } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { childId, createdAtOf, FINAL_STATES, LIVE_STATES, type State } from '#shared/task/task.ts'
-import type { Broker, Stored } from './broker.ts'
+import type { Broker, Listed, Place, Stored } from './broker.ts'
 import { type Contracts, createdAt, isStep, type TaskView, viewOf } from './view.ts'
 
 export interface ListQuery {
@@ -24,7 +24,7 @@ interface Source {
   key: string
   kind: string
   state: State
-  offset: number
+  after: Place
 }
 
 /**
@@ -35,12 +35,14 @@ interface Source {
  */
 export async function listTasks(broker: Broker, contracts: Contracts, query: ListQuery): Promise<Page> {
   const { limit } = query
-  const offsets = decodeCursor(query.cursor, z.record(z.string(), z.int().min(0)), {})
-  const sources = sourcesOf(contracts, query, offsets)
+  const places = decodeCursor(query.cursor, z.record(z.string(), z.array(z.int().min(0)).max(3)), {})
+  const sources = sourcesOf(contracts, query, places)
   const lists = await Promise.all(sources.map((source) => candidates(broker, source, limit)))
   const taken = merge(lists, limit)
   const views = await viewsOf(broker, contracts, taken.ids)
-  const next = Object.fromEntries(sources.map(({ key, offset }, at) => [key, offset + (taken.counts[at] ?? 0)]))
+  const next = Object.fromEntries(
+    sources.map(({ key, after }, at) => [key, lists[at]?.[(taken.counts[at] ?? 0) - 1]?.place ?? after]),
+  )
   return {
     // One that has moved on since it was listed shows again in the list of its new state.
     tasks: views.filter(({ status }) => query.status === undefined || status === query.status),
@@ -74,24 +76,24 @@ export async function listChildren(
   }
 }
 
-function sourcesOf(contracts: Contracts, query: ListQuery, offsets: Record<string, number>): Source[] {
+function sourcesOf(contracts: Contracts, query: ListQuery, places: Record<string, Place>): Source[] {
   const kinds = query.kind === undefined ? Object.keys(contracts) : [query.kind]
   const states = query.status === undefined ? [...LIVE_STATES, ...FINAL_STATES] : [query.status]
   return kinds.flatMap((kind) =>
     states.map((state) => {
       const key = `${kind}:${state}`
-      return { key, kind, state, offset: offsets[key] ?? 0 }
+      return { key, kind, state, after: places[key] ?? [] }
     }),
   )
 }
 
-interface Candidate {
-  id: string
+interface Candidate extends Listed {
   createdAt: number
 }
 
-async function candidates(broker: Broker, { kind, state, offset }: Source, limit: number): Promise<Candidate[]> {
-  const ids = await broker.list({ kind, state, offset, limit })
+async function candidates(broker: Broker, { kind, state, after }: Source, limit: number): Promise<Candidate[]> {
+  const listed = await broker.list({ kind, state, after, limit })
+  const ids = listed.map(({ id }) => id)
   // Ids that were given (by a foreign producer, or made from an idempotency key) do not tell their time; what is stored may.
   const unclear = ids.filter((id) => createdAtOf(id) === null)
   const stored = unclear.length > 0 ? await broker.get(unclear) : []
@@ -105,7 +107,7 @@ async function candidates(broker: Broker, { kind, state, offset }: Source, limit
       return older
     })
     .toReversed()
-  return ids.map((id, at) => ({ id, createdAt: times[at] ?? 0 }))
+  return listed.map((one, at) => ({ ...one, createdAt: times[at] ?? 0 }))
 }
 
 /** Takes the newest head of all lists, `limit` times; an id that is in two lists is taken once. Tells how many came from each list. */

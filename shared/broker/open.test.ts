@@ -14,8 +14,8 @@ test.each<StoreConfig>([
   const envelope = JSON.stringify({ task_id: id, v: 1, payload: {} })
   await broker.enqueue([{ id, kind, priority: 'normal', envelope }])
   expect((await broker.get([id]))[0]?.live).toMatchObject({ state: 'queued', kind })
-  await broker.cancel([{ id, kind, record: '{}', expiresAt: null }])
-  await broker.remove([{ id, kind }])
+  await broker.cancel([{ id, kind, record: '{}', endedAt: 0, expiresAt: null }])
+  await broker.remove([{ id, ended: { kind, state: 'cancelled', at: 0, expiresAt: null } }])
   await broker.close()
 })
 

@@ -1,8 +1,8 @@
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
-import { encodeEnvelope, expiryOfRecord, type FinalRecord, finalState, rootOf } from '#shared/task/task.ts'
+import { encodeEnvelope, type FinalRecord, finalState, rootOf } from '#shared/task/task.ts'
 import type { NewTask } from './broker.ts'
-import { removeFailedChildren, type TreeDeps } from './tree.ts'
+import { endedOf, removeFailedChildren, type TreeDeps } from './tree.ts'
 import { contractOf } from './view.ts'
 
 /**
@@ -54,6 +54,5 @@ function taskOf({ contracts }: TreeDeps, id: string, record: FinalRecord | null)
     ...(traceparent === undefined ? {} : { traceparent }),
   })
   const history = { calls: record.calls ?? 0, steps: record.steps ?? 0 }
-  const expiresAt = expiryOfRecord(record)
-  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, history, expiresAt }
+  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, history, ended: endedOf(record) }
 }

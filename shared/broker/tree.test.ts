@@ -48,7 +48,7 @@ function setup() {
     const statusCode = state === 'succeeded' ? 200 : 500
     const run_ = { attempt: 1, calls, steps, startedAt: now(), finishedAt: now() }
     const record = JSON.stringify(buildRecord({ ...run_, envelope, state, statusCode, contract: contracts[kind] }))
-    await broker.settle([{ type: 'end', id, kind, token, state, record, expiresAt }])
+    await broker.settle([{ type: 'end', id, kind, token, state, record, endedAt: now(), expiresAt }])
     return id
   }
   const states = async (...ids: string[]) =>
@@ -233,11 +233,17 @@ describe('sweepOnce', () => {
       },
     }
     expect(await sweepOnce({ ...deps, broker: foreign }, 10)).toEqual({ expired: 0, adopted: 3 })
-    const adopt = { type: 'adopt', token: '' }
+    const adopt = { type: 'adopt', token: '', endedAt: now(), record: expect.any(String) }
     expect(adopted).toEqual([
       { ...adopt, id: 'r.0', kind: 'sum', state: 'succeeded', parent, expiresAt: null },
       { ...adopt, id: 'a', kind: 'sum', state: 'failed', parent: undefined, expiresAt: now() + 60_000 },
       { ...adopt, id: 'b', kind: 'chat', state: 'failed', parent: undefined, expiresAt: now() + 7 * DAY },
+    ])
+    const finished_at = now()
+    expect(adopted.map((outcome) => JSON.parse(Object(outcome).record))).toEqual([
+      { result: '8.0', status_code: 200, kind: 'sum', finished_at, parent },
+      { result: 'no', status_code: 500, kind: 'sum', finished_at, retention_s: 60 },
+      { result: 'rubbish', status_code: 500, kind: 'chat', finished_at },
     ])
   })
 })

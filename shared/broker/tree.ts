@@ -6,10 +6,11 @@ import {
   type Envelope,
   expiryOf,
   expiryOfRecord,
+  type FinalRecord,
   finalState,
   type ParentRef,
 } from '#shared/task/task.ts'
-import type { Broker, Cancellation, Live, Removal, Stored } from './broker.ts'
+import type { Broker, Cancellation, Ended, Live, Removal, Stored } from './broker.ts'
 import { attemptOf, type Contracts, contractOf } from './view.ts'
 
 /** Tasks that are read and written in one call: it bounds the memory, whatever the size of a tree. */
@@ -65,7 +66,7 @@ export async function removeFailedChildren(deps: TreeDeps, parent: { id: string;
 }
 
 /** What was ended as cancelled, and how many children it called; null when that is not known. */
-interface Ended {
+interface Stopped {
   id: string
   calls: number | null
 }
@@ -74,7 +75,7 @@ interface Ended {
  * Cancels what is live of these, and gives those that have ended so. A call whose answer was lost is sent again, and then ends
  * nothing more: what it left alone is looked at, lest the children of what it had ended before be forgotten.
  */
-async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly Stored[]): Promise<Ended[]> {
+async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly Stored[]): Promise<Stopped[]> {
   const at = now()
   const cancellations = tasks.flatMap(({ id, live }) => (live ? [cancellationOf(id, live, contracts, at)] : []))
   if (cancellations.length === 0) return []
@@ -111,7 +112,10 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
   for (const [id, known] of calls) {
     for await (const children of childrenOf(deps.broker, id, known)) await removeTrees(deps, children)
   }
-  await deps.broker.remove(tasks.map(removalOf))
+  // Those that were live have ended meanwhile.
+  const live = tasks.flatMap(({ id, live }) => (live ? [id] : []))
+  const now = new Map(live.length > 0 ? (await deps.broker.get(live)).map((stored) => [stored?.id, stored]) : [])
+  await deps.broker.remove(tasks.map((task) => removalOf(now.get(task.id) ?? task)))
 }
 
 /**
@@ -153,12 +157,18 @@ function cancellationOf(id: string, live: Live, contracts: Contracts, at: number
     kind: live.kind,
     parent,
     record: JSON.stringify(record),
+    endedAt: at,
     expiresAt: parent ? null : expiryOf(at, envelope.retention_s ?? DEFAULT_RETENTION_S),
   }
 }
 
-function removalOf({ id, live, record }: Stored): Removal {
-  if (live) return { id, kind: live.kind }
-  const read = readRecord(record)
-  return { id, kind: read?.kind ?? null, expiresAt: read && expiryOfRecord(read) }
+function removalOf({ id, record }: Stored): Removal {
+  const read = record === null ? null : readRecord(record)
+  return { id, ended: read && endedOf(read) }
+}
+
+/** How the task of a record ended; null when the record does not tell of what kind it is. */
+export function endedOf(record: FinalRecord): Ended | null {
+  const { kind, finished_at: at = null } = record
+  return kind === undefined ? null : { kind, state: finalState(record), at, expiresAt: expiryOfRecord(record) }
 }

@@ -16,7 +16,6 @@ describe('buildRecord', () => {
       content_type: 'application/json',
       status_code: 200,
       kind: 'sum',
-      status: 'succeeded',
       payload: { num1: 1, num2: 2 },
       attempt: 1,
       max_attempts: 5,

@@ -36,7 +36,9 @@ export function buildRecord(end: {
   const kind = end.kind ?? envelope.kind ?? contract?.kind
   const maxAttempts = envelope.max_attempts ?? contract?.retry.maxAttempts
   // Written out field by field: this is done for every task.
-  const record: FinalRecord = { result, status_code: end.statusCode, status: end.state, attempt: end.attempt }
+  const record: FinalRecord = { result, status_code: end.statusCode, attempt: end.attempt }
+  // Of a success the code tells enough.
+  if (end.state !== 'succeeded') record.status = end.state
   if (content_type !== undefined) record.content_type = content_type
   if (kind !== undefined) record.kind = kind
   if (error) record.error = error

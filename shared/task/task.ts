@@ -92,7 +92,7 @@ export function rootOf(id: string): string {
   return dot < 0 ? id : id.slice(0, dot)
 }
 
-/** The state that a final record stands for; a foreign record says it by its status code alone. */
+/** The state that a final record stands for: its status code tells, unless it says otherwise. */
 export function finalState(record: FinalRecord): FinalState {
   return record.status ?? (record.status_code < 400 ? 'succeeded' : 'failed')
 }

@@ -308,7 +308,18 @@ class ClaimedRun implements Execution {
     if (how.state === 'succeeded') limitSize(record.result, () => `The result of ${kind} task ${id}`)
     const expiresAt = expiryOf(finishedAt, envelope.retention_s ?? DEFAULT_RETENTION_S)
     const { parent } = envelope
-    return { id, kind, token, parent, type: 'end', state: how.state, record: JSON.stringify(record), expiresAt }
+    const { state } = how
+    return {
+      id,
+      kind,
+      token,
+      parent,
+      type: 'end',
+      state,
+      record: JSON.stringify(record),
+      endedAt: finishedAt,
+      expiresAt,
+    }
   }
 }
 

@@ -66,6 +66,7 @@ describe('a call to Redis whose answer is lost after Redis acted', () => {
       type: 'end',
       state: 'succeeded',
       record: '{"result":"3","status_code":200}',
+      endedAt: 0,
       expiresAt: null,
     } as const
     const { next } = await broker.settle([{ ...outcome, id: 'a', kind: 'sum', token: a?.token ?? '' }], request)

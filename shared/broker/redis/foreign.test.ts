@@ -101,11 +101,14 @@ describe('foreign producers and workers', () => {
     expect(await foreignSum()).toBe(true)
     expect((await broker.get(['b1']))[0]?.record).toBe('{"result":"8.0","status_code":200}')
     await sweep()
+    const adopted = JSON.parse((await broker.get(['b1']))[0]?.record ?? '')
+    expect(adopted).toEqual({ result: '8.0', status_code: 200, kind: 'sum', finished_at: clock.now() })
     expect(await stats('sum')).toMatchObject({ queued: 0, succeeded: 1 })
     expect(await foreign.hlen('tasks:live')).toBe(0)
     clock.advance(7 * 86_400_000)
     await sweep()
-    expect(await foreign.hlen('tasks')).toBe(0)
+    expect(await stats('sum')).toMatchObject({ succeeded: 0 })
+    expect(await foreign.keys('*')).toEqual(['tasks:sweep'])
   })
 
   test('a sequence served by a foreign sum worker ends', async () => {
@@ -117,7 +120,7 @@ describe('foreign producers and workers', () => {
       while (await foreignSum()) sums++
       await sweep()
     }
-    expect(JSON.parse((await broker.get(['s1']))[0]?.record ?? '')).toMatchObject({ result: '55', status: 'succeeded' })
+    expect(JSON.parse((await broker.get(['s1']))[0]?.record ?? '')).toMatchObject({ result: '55', status_code: 200 })
     expect(sums).toBe(10)
   })
 
@@ -199,7 +202,7 @@ describe('foreign producers and workers', () => {
     await sweep()
     await drain()
     expect(await stats('sum')).toMatchObject({ queued: 0, running: 0 })
-    expect(await foreign.get('sum_task_queue:dropped')).toBe('0')
+    expect(await foreign.hget('sum_task_queue:counts', 'dropped')).toBe('0')
   })
 
   test('a record that tells of more calls than there can be is deleted at once', async () => {

@@ -9,7 +9,7 @@ export function partitionKeys(prefix: string): string[] {
     `${prefix}tasks:live`, // hash: id → head, newline, envelope; of every task that has not ended
     `${prefix}tasks`, // hash: id → final record
     `${prefix}tasks:pending`, // hash: id of a parent → number of its children that have not ended
-    `${prefix}tasks:expiry`, // sorted set: ids of roots that ended together, a newline between them → when their final records expire
+    `${prefix}tasks:expiry`, // sorted set: entries of roots (see common.lua) → when their final records expire
     `${prefix}tasks:sweep`, // string: where the sweep goes on
   ]
 }
@@ -24,11 +24,11 @@ export function kindKeys(prefix: string, kind: string): string[] {
     `${queue}:running`, // id → end of the lease
     `${queue}:delayed`, // id → when it is due
     `${queue}:waiting`, // id → when it wakes by itself (+inf: only when its children have ended)
-    `${queue}:succeeded`, // id → when it ended
-    `${queue}:failed`, // id → when it ended
-    `${queue}:cancelled`, // id → when it ended
+    `${queue}:succeeded`, // entries (see common.lua) → when they ended
+    `${queue}:failed`, // the same
+    `${queue}:cancelled`, // the same
     `${queue}:broken`, // list: the newest envelopes without a readable id
-    `${queue}:dropped`, // number: envelopes still in the queue whose task was cancelled; a claim drops them
+    `${queue}:counts`, // hash: for each final state by how many its tasks exceed its entries; `dropped`: envelopes still in the queue whose task was cancelled, which a claim drops
   ]
 }
 

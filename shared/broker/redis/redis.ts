@@ -1,6 +1,7 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
-import { rootOf, type State } from '#shared/task/task.ts'
-import type { Broker, BrokerOptions, Claim, ClaimRequest, Swept } from '../broker.ts'
+import { readRecord } from '#shared/task/record.ts'
+import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
+import type { Broker, BrokerOptions, Claim, ClaimRequest, Listed, Swept } from '../broker.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
@@ -10,11 +11,14 @@ import {
   addOutcome,
   addStats,
   claimOf,
+  endedArgs,
+  endOf,
   eventOf,
   idOfEnvelope,
   KEY_OF,
   type KindNumbers,
   kindNumbers,
+  listedOf,
   liveOf,
   merge,
   newTaskArgs,
@@ -213,7 +217,8 @@ export function createRedisBroker(
             kinds.number(kind),
             progress ? `${progress.done}/${progress.total}` : '',
           ])
-          return (await run(scripts.extend, partition, kinds.names, () => [deadline, part.length, ...args])) as number[]
+          const reply = await run(scripts.extend, partition, kinds.names, () => [deadline, part.length, ...args])
+          return (reply as (number | string)[]).map((code) => (typeof code === 'string' ? lapseOf(code) : code))
         },
       )
       const having = (code: number) => leases.filter((_, i) => codes[i] === code).map((lease) => lease.id)
@@ -237,9 +242,9 @@ export function createRedisBroker(
         async (part, partition) => {
           const kinds = kindNumbers()
           const args: Arg[] = []
-          for (const { record, expiresAt, ...task } of part) {
-            addHead(args, { ...task, type: 'cancel', token: '-' }, kinds, `${KEY_OF.cancelled},${expiresAt ?? '-'}`)
-            args.push(record)
+          for (const task of part) {
+            addHead(args, { ...task, type: 'cancel', token: '-' }, kinds, endOf({ ...task, state: 'cancelled' }))
+            args.push(task.record)
           }
           const reply = await run(scripts.settle, partition, kinds.names, () => [part.length, ...args, 0])
           const [codes] = reply as [number[]]
@@ -257,9 +262,7 @@ export function createRedisBroker(
         (task) => task.id,
         async (part, partition) => {
           const kinds = kindNumbers()
-          const args = part.flatMap(({ id, kind, expiresAt }) => [
-            ...[id, kind === null ? 0 : kinds.number(kind), expiresAt ?? '-'],
-          ])
+          const args = part.flatMap(({ id, ended }) => [id, ...endedArgs(ended, kinds)])
           await run(scripts.remove, partition, kinds.names, () => [part.length, ...args])
           return []
         },
@@ -273,8 +276,8 @@ export function createRedisBroker(
         async (part, partition) => {
           const kinds = kindNumbers()
           const added = newTaskArgs(part, kinds)
-          const history = part.flatMap(({ history, expiresAt }) => [
-            ...[`${history?.calls ?? 0} ${history?.steps ?? 0}`, expiresAt ?? '-'],
+          const history = part.flatMap(({ history, ended }) => [
+            ...[`${history?.calls ?? 0} ${history?.steps ?? 0}`, ...endedArgs(ended, kinds)],
           ])
           const args = [part.length, ...history, ...added]
           return (await run(scripts.retry, partition, kinds.names, () => args)) as number[]
@@ -283,16 +286,26 @@ export function createRedisBroker(
       return tasks.filter((_, i) => codes[i] === 1).map((task) => task.id)
     },
 
-    async list({ kind, state, offset, limit }) {
-      const ids: string[] = []
-      // Each partition has its own order: they are read one after the other.
-      let skip = offset
-      for (let i = 0; i < partitions && ids.length < limit; i++) {
-        const page = (await run(scripts.list, i, [kind], () => [KEY_OF[state], skip, limit - ids.length])) as string[]
-        ids.push(...(state === 'queued' ? page.flatMap(idOfEnvelope) : page))
-        if (i + 1 < partitions) skip = page.length > 0 ? 0 : skip - (await size(kind, state, i))
+    async list({ kind, state, after, limit }) {
+      const listed: Listed[] = []
+      const isFinal = FINAL_STATES.some((final) => final === state)
+      // Each partition has its own order: they are read one after the other. A place is a partition and an offset, or for final states a time and how many of it.
+      let [first = 0, from, skip = 0] = after
+      for (let i = first; i < partitions && listed.length < limit; i++) {
+        const left = limit - listed.length
+        const begin = from ?? (isFinal ? '+inf' : 0)
+        const page = (await run(scripts.list, i, [kind], () => [KEY_OF[state], begin, skip, left])) as string[]
+        if (isFinal) listed.push(...listedOf(page, i, { from, skip, limit: left }))
+        else {
+          for (const [at, text] of page.entries()) {
+            const [id] = state === 'queued' ? idOfEnvelope(text) : [text]
+            if (id !== undefined) listed.push({ id, place: [i, (from ?? 0) + at + 1] })
+          }
+        }
+        from = undefined
+        skip = 0
       }
-      return ids
+      return listed
     },
 
     async stats(kinds) {
@@ -358,12 +371,13 @@ export function createRedisBroker(
     },
   }
 
-  async function size(kind: string, state: State, partition: number): Promise<number> {
-    const [row] = (await run(scripts.stats, partition, [kind], () => [])) as number[][]
-    return statsOf(kind, row ?? [])[state]
-  }
-
   return broker
+}
+
+/** Why a lease is no longer held whose task has this final record, in the terms of extend.lua. */
+function lapseOf(text: string): number {
+  const record = readRecord(text)
+  return record !== null && finalState(record) === 'cancelled' ? 2 : 1
 }
 
 /** FNV-1a of the root's id: every language can compute it in three lines. */

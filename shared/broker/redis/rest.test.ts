@@ -219,6 +219,7 @@ describe('faults on the way', () => {
           type: 'end',
           state: 'succeeded',
           record,
+          endedAt: 0,
           expiresAt: null,
         })),
         request,

@@ -1,6 +1,6 @@
 /** How calls to the scripts are written, and their replies read. The other side of each is in the header of its script. */
 import { type FinalState, PRIORITIES, type State } from '#shared/task/task.ts'
-import type { Claim, Claimed, KindStats, Live, NewTask, Outcome, Stored, TaskEvent } from '../broker.ts'
+import type { Claim, Claimed, Ended, KindStats, Listed, Live, NewTask, Outcome, Stored, TaskEvent } from '../broker.ts'
 
 export type Arg = string | number
 
@@ -48,14 +48,22 @@ export function addHead(
   if (parent) args.push(parent.id)
 }
 
+export function endOf(end: { state: FinalState; endedAt: number; expiresAt: number | null }): string {
+  return `${KEY_OF[end.state]},${end.endedAt},${end.expiresAt ?? '-'}`
+}
+
+/** How a task ended that is forgotten. */
+export function endedArgs(ended: Ended | null | undefined, kinds: KindNumbers): Arg[] {
+  if (!ended) return [0, 0, '-', '-']
+  return [kinds.number(ended.kind), KEY_OF[ended.state], ended.at ?? '-', ended.expiresAt ?? '-']
+}
+
 export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
   switch (outcome.type) {
     case 'end':
-      addHead(args, outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`)
-      args.push(outcome.record)
-      break
     case 'adopt':
-      addHead(args, outcome, kinds, `${KEY_OF[outcome.state]},${outcome.expiresAt ?? '-'}`)
+      addHead(args, outcome, kinds, endOf(outcome))
+      args.push(outcome.record)
       break
     case 'retry':
       addHead(args, outcome, kinds, String(outcome.at))
@@ -133,6 +141,32 @@ export function liveOf(text: string, pending: number): Live {
     progress: done !== undefined && total !== undefined ? { done, total } : null,
     envelope: text.slice(end + 1),
   }
+}
+
+/** Ids that share an entry, in the order in which they came: see common.lua. */
+export function idsOfEntry(entry: string): string[] {
+  return entry.split('\n')
+}
+
+/** Those of final tasks, from the last that ended: entries, each followed by its time. Of those that ended at `from`, so many were listed before. */
+export function listedOf(
+  entries: readonly string[],
+  partition: number,
+  page: { from: number | undefined; skip: number; limit: number },
+): Listed[] {
+  const listed: Listed[] = []
+  let time: number | undefined
+  let count = 0
+  for (let i = 0; i + 1 < entries.length; i += 2) {
+    const at = Number(entries[i + 1])
+    if (at !== time) count = 0
+    time = at
+    for (const id of idsOfEntry(entries[i] ?? '').toReversed()) {
+      count++
+      if (at !== page.from || count > page.skip) listed.push({ id, place: [partition, at, count] })
+    }
+  }
+  return listed.slice(0, page.limit)
 }
 
 export function statsOf(kind: string, row: readonly unknown[]): KindStats {

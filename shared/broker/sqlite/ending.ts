@@ -20,7 +20,7 @@ export interface Ending {
   /** Returns the ids that were refused. */
   settle(outcomes: readonly Outcome[], now: number, news: News): string[]
   extend(leases: readonly Lease[], deadline: number): Lapsed
-  cancel(tasks: readonly Cancellation[], now: number, news: News): Cancelled[]
+  cancel(tasks: readonly Cancellation[], news: News): Cancelled[]
   /** Counts children that live again among those that their parent waits for. */
   addPending(parent: string, children: number): void
 }
@@ -32,8 +32,8 @@ export function createEnding(db: Database, queue: Queue): Ending {
     UPDATE tasks SET state = ?, record = ?, expires_at = ?, at = ?, position = NULL, token = NULL, envelope = NULL
     WHERE seq = ?`)
 
-  function end(task: Row, how: Pick<EndOutcome, 'state' | 'record' | 'expiresAt'>, now: number, news: News): void {
-    finish.run(how.state, how.record, task.parent === null ? how.expiresAt : null, now, task.seq)
+  function end(task: Row, how: Omit<EndOutcome, 'type'>, news: News): void {
+    finish.run(how.state, how.record, task.parent === null ? how.expiresAt : null, how.endedAt, task.seq)
     news.ended(task.id, how.record)
   }
 
@@ -89,7 +89,7 @@ export function createEnding(db: Database, queue: Queue): Ending {
       }
       switch (outcome.type) {
         case 'end':
-          end(task, outcome, now, news)
+          end(task, outcome, news)
           ended.push(task)
           break
         case 'retry':
@@ -123,14 +123,14 @@ export function createEnding(db: Database, queue: Queue): Ending {
     return lapsed
   }
 
-  function cancel(tasks: readonly Cancellation[], now: number, news: News): Cancelled[] {
+  function cancel(tasks: readonly Cancellation[], news: News): Cancelled[] {
     const ended: Row[] = []
-    const answers = tasks.map(({ id, record, expiresAt }) => {
+    const answers = tasks.map(({ id, record, endedAt, expiresAt }) => {
       const task = select.get(id)
       if (task === null || !['queued', 'running', 'waiting', 'delayed'].includes(task.state)) {
         return { id, cancelled: false, calls: task?.calls ?? 0 }
       }
-      end(task, { state: 'cancelled', record, expiresAt }, now, news)
+      end(task, { state: 'cancelled', record, endedAt, expiresAt }, news)
       ended.push(task)
       return { id, cancelled: true, calls: task.calls }
     })

@@ -1,12 +1,12 @@
 import { FINAL_STATES, LIVE_STATES, type LiveState, PRIORITIES, type State } from '#shared/task/task.ts'
-import type { KindStats, Stored } from '../broker.ts'
+import type { Broker, KindStats, Listed, Stored } from '../broker.ts'
 import type { Database } from './database.ts'
 import { rank } from './queue.ts'
 
 /** The methods that only read. */
 export interface Look {
   get(id: string): Stored | null
-  list(query: { kind: string; state: State; offset: number; limit: number }): string[]
+  list(query: Parameters<Broker['list']>[0]): Listed[]
   stats(kind: string, now: number): KindStats
   expired(now: number, limit: number): string[]
 }
@@ -41,11 +41,12 @@ export function createLook(db: Database): Look {
   const listOther = db.prepare<{ id: string }>(`
     SELECT id FROM tasks WHERE kind = ? AND state = ? AND at IS NOT NULL ORDER BY at DESC, seq DESC LIMIT ? OFFSET ?`)
 
-  function list({ kind, state, offset, limit }: { kind: string; state: State; offset: number; limit: number }) {
+  function list({ kind, state, after, limit }: Parameters<Broker['list']>[0]): Listed[] {
+    const [offset = 0] = after
     // SQLite takes a negative limit for none.
     const count = Math.max(0, limit)
     const rows = state === 'queued' ? listQueued.all(kind, count, offset) : listOther.all(kind, state, count, offset)
-    return rows.map((row) => row.id)
+    return rows.map(({ id }, index) => ({ id, place: [offset + index + 1] }))
   }
 
   const countQueued = db.prepare<{ count: number }>(`

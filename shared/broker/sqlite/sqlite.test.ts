@@ -45,7 +45,7 @@ function newTask(fields: Partial<NewTask> = {}): NewTask {
 const request = { kinds: ['sum'], limit: 100, leaseMs: 30_000, takeBack: false }
 
 function ended(task: { id: string; kind: string; token: string }): Outcome {
-  return { ...task, type: 'end', state: 'succeeded', record: 'record', expiresAt: null }
+  return { ...task, type: 'end', state: 'succeeded', record: 'record', endedAt: 0, expiresAt: null }
 }
 
 /** Runs code in a process of its own, with a broker on the file as `broker`; what it prints comes line by line. */
@@ -269,7 +269,9 @@ test('a task that ends leaves no envelope in the file', async () => {
   await broker.enqueue(tasks)
   const { tasks: claimed } = await broker.claim({ ...request, limit: 1 })
   await broker.settle(claimed.map(ended))
-  await broker.cancel(tasks.slice(1).map(({ id, kind }) => ({ id, kind, record: 'record', expiresAt: null })))
+  await broker.cancel(
+    tasks.slice(1).map(({ id, kind }) => ({ id, kind, record: 'record', endedAt: 0, expiresAt: null })),
+  )
   const raw = new Database(path)
   expect(raw.query('SELECT state, envelope FROM tasks ORDER BY seq').all()).toEqual([
     { state: 'succeeded', envelope: null },

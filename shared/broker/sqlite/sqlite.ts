@@ -84,7 +84,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
 
     get: (ids) => read('get', () => ids.map(look.get)),
 
-    cancel: (tasks) => write('cancel', (news) => ending.cancel(tasks, now(), news)),
+    cancel: (tasks) => write('cancel', (news) => ending.cancel(tasks, news)),
 
     remove: (tasks) =>
       write('remove', () => {

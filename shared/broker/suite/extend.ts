@@ -1,6 +1,6 @@
 import { expect } from 'bun:test'
 import type { Claimed } from '../broker.ts'
-import { call, cancellation, type Define, end, LEASE_MS, release, retryAt } from './scene.ts'
+import { call, cancellation, type Define, end, ended, LEASE_MS, release, retryAt } from './scene.ts'
 
 const NONE = { lost: [], cancelled: [] }
 
@@ -92,7 +92,7 @@ export function testExtend(test: Define): void {
   test('tells that a task was cancelled and removed', async ({ broker, run }) => {
     const running = await run()
     await broker.cancel([cancellation(running)])
-    await broker.remove([running])
+    await broker.remove([{ ...running, ...ended(running, { state: 'cancelled' }) }])
     expect(await broker.extend([running], LEASE_MS)).toEqual({ lost: [], cancelled: [running.id] })
     expect(await broker.get([running.id])).toEqual([null])
   })

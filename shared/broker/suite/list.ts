@@ -1,12 +1,12 @@
 import { expect } from 'bun:test'
 import { LIVE_STATES, type State } from '#shared/task/task.ts'
-import type { Claimed } from '../broker.ts'
+import type { Claimed, Listed, Place } from '../broker.ts'
 import { call, cancellation, type Define, end, ids, request } from './scene.ts'
 
-const page = (state: State, fields: { kind?: string; offset?: number; limit?: number } = {}) => ({
+const page = (state: State, fields: { kind?: string; after?: Place; limit?: number } = {}) => ({
   kind: 'sum',
   state,
-  offset: 0,
+  after: [],
   limit: 100,
   ...fields,
 })
@@ -31,9 +31,9 @@ export function testList(test: Define): void {
     const queued = await add()
     const expected = { queued, running, waiting, delayed, succeeded, failed, cancelled }
     for (const [state, one] of Object.entries(expected)) {
-      expect({ state, ids: await broker.list(page(state as State)) }).toEqual({ state, ids: [one.id] })
+      expect({ state, ids: ids(await broker.list(page(state as State))) }).toEqual({ state, ids: [one.id] })
     }
-    expect(await broker.list(page('queued', { kind: 'chat' }))).toEqual([`${waiting.id}.0`])
+    expect(ids(await broker.list(page('queued', { kind: 'chat' })))).toEqual([`${waiting.id}.0`])
   })
 
   test('lists nothing of a kind that has nothing', async ({ broker, add }) => {
@@ -50,8 +50,9 @@ export function testList(test: Define): void {
       const normal = [await add(), await add()]
       const high = [await add({ priority: 'high' }), await add({ priority: 'high' })]
       const expected = ids([...high.toReversed(), ...normal.toReversed(), ...low.toReversed()])
-      expect(await broker.list(page('queued'))).toEqual(expected)
-      expect(await broker.list(page('queued', { offset: 1, limit: 4 }))).toEqual(expected.slice(1, 5))
+      const all = await broker.list(page('queued'))
+      expect(ids(all)).toEqual(expected)
+      expect(await broker.list(page('queued', { after: all[0]?.place ?? [], limit: 4 }))).toEqual(all.slice(1, 5))
     },
     'order',
   )
@@ -63,12 +64,12 @@ export function testList(test: Define): void {
       const tasks = await claimAll()
       for (const one of tasks) {
         clock.advance(10)
-        await broker.settle([end(one, { state: 'failed' })])
+        await broker.settle([end(one, { state: 'failed', endedAt: clock.now() })])
       }
-      const expected = ids(tasks).toReversed()
-      expect(await broker.list(page('failed'))).toEqual(expected)
-      expect(await broker.list(page('failed', { offset: 2, limit: 3 }))).toEqual(expected.slice(2, 5))
-      expect(await broker.list(page('failed', { offset: 6 }))).toEqual([])
+      const all = await broker.list(page('failed'))
+      expect(ids(all)).toEqual(ids(tasks).toReversed())
+      expect(await broker.list(page('failed', { after: all[1]?.place ?? [], limit: 3 }))).toEqual(all.slice(2, 5))
+      expect(await broker.list(page('failed', { after: all[5]?.place ?? [] }))).toEqual([])
     },
     'order',
   )
@@ -79,7 +80,7 @@ export function testList(test: Define): void {
       const second = await add({ dueAt: clock.now() + 2000 })
       const first = await add({ dueAt: clock.now() + 1000 })
       const third = await add({ dueAt: clock.now() + 3000 })
-      expect(await broker.list(page('delayed'))).toEqual(ids([third, second, first]))
+      expect(ids(await broker.list(page('delayed')))).toEqual(ids([third, second, first]))
     },
     'order',
   )
@@ -93,20 +94,37 @@ export function testList(test: Define): void {
         clock.advance(1000)
         tasks.push(...(await broker.claim(request({ limit: 1 }))).tasks)
       }
-      expect(await broker.list(page('running'))).toEqual(ids(tasks).toReversed())
+      expect(ids(await broker.list(page('running')))).toEqual(ids(tasks).toReversed())
     },
     'order',
   )
 
-  test('shows every task on some page', async ({ broker, task, claimAll }) => {
-    await broker.enqueue(Array.from({ length: 25 }, () => task()))
+  test('shows every task once, from page to page, those that ended together too', async ({
+    broker,
+    clock,
+    task,
+    claimAll,
+  }) => {
+    await broker.enqueue(Array.from({ length: 330 }, () => task()))
     const tasks = await claimAll()
-    await broker.settle(tasks.map((one) => end(one)))
-    const pages: string[] = []
-    for (let offset = 0; offset < 25; offset += 10) {
-      pages.push(...(await broker.list(page('succeeded', { offset, limit: 10 }))))
+    for (const [from, to] of [
+      [0, 120],
+      [120, 121],
+      [121, 130],
+      [130, 330],
+    ] as const) {
+      const endedAt = clock.now() + from
+      await broker.settle(tasks.slice(from, to).map((one) => end(one, { endedAt })))
     }
-    expect(pages.toSorted()).toEqual(ids(tasks).toSorted())
+    for (const limit of [1, 7, 100]) {
+      const shown: string[] = []
+      for (let after: Place | undefined = []; after; ) {
+        const listed: Listed[] = await broker.list(page('succeeded', { after, limit }))
+        shown.push(...ids(listed))
+        after = listed.at(-1)?.place
+      }
+      expect(shown.toSorted()).toEqual(ids(tasks).toSorted())
+    }
   })
 
   test('gives nothing for a limit of 0', async ({ broker, add, run }) => {

@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import fc from 'fast-check'
-import { PRIORITIES } from '#shared/task/task.ts'
-import type { Outcome } from '../broker.ts'
+import { FINAL_STATES, PRIORITIES } from '#shared/task/task.ts'
+import type { Ended, Outcome } from '../broker.ts'
 import * as models from './model.ts'
 import {
   call,
@@ -159,6 +159,7 @@ const ending = fc
       end(held(one), {
         parent: one.task.parent,
         state,
+        endedAt: model.now,
         expiresAt: keepS === null ? null : second(model) + keepS * 1000,
       }),
     ),
@@ -173,7 +174,9 @@ const retrying = fc.integer({ min: 0, max: 90 }).chain((s) =>
 
 const releasing = settling('release', (_, one) => ({ ...release(held(one)), parent: one.task.parent }))
 
-const late = settling('settle too late', (_, one) => end({ ...held(one), token: 'of another' }))
+const late = settling('settle too late', (model, one) =>
+  end({ ...held(one), token: 'of another' }, { endedAt: model.now }),
+)
 
 /** Calls children or notes a step, first the whole history again when `again`. */
 const calling = fc
@@ -238,19 +241,24 @@ const cancel = fc.record({ n: pick, keepS: fc.option(fc.nat({ max: 90 })) }).map
       const { task, calls } = choose(model, any, n)
       const expiresAt = keepS === null ? null : second(model) + keepS * 1000
       const cancelled = models.cancel(model, task.id, expiresAt)
-      const [answer] = await scene.broker.cancel([cancellation(task, { expiresAt })])
+      const [answer] = await scene.broker.cancel([cancellation(task, { endedAt: model.now, expiresAt })])
       expect(answer).toMatchObject({ id: task.id, cancelled, ...(cancelled && { calls }) })
     },
     some(any),
   ),
 )
 
+/** What the record of a task that has ended would tell. */
+function endedAs({ task: { kind }, state, at, expiresAt }: models.ModelTask): Ended {
+  return { kind, state: FINAL_STATES.find((final) => final === state) ?? 'succeeded', at, expiresAt }
+}
+
 const remove = pick.map((n) =>
   command(
     `remove ${n}`,
     async (model, { scene }) => {
       const one = choose(model, any, n)
-      await scene.broker.remove([{ ...one.task, expiresAt: one.expiresAt }])
+      await scene.broker.remove([{ id: one.task.id, ended: endedAs(one) }])
       if (final(one)) model.tasks.delete(one.task.id)
     },
     some(any),
@@ -270,7 +278,7 @@ const retry = pick.map((n) =>
     async (model, { scene }) => {
       const one = choose(model, retriable(model), n)
       const { calls, steps } = one
-      const again = { ...one.task, dueAt: null, history: { calls, steps }, expiresAt: one.expiresAt }
+      const again = { ...one.task, dueAt: null, history: { calls, steps }, ended: endedAs(one) }
       expect(await scene.broker.retry([again])).toEqual(final(one) ? [one.task.id] : [])
       if (!final(one)) return
       model.tasks.delete(one.task.id)

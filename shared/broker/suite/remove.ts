@@ -1,14 +1,14 @@
 import { expect } from 'bun:test'
-import { call, cancellation, type Define, end, ids, recordOf } from './scene.ts'
+import { call, cancellation, type Define, end, ended, ids, recordOf } from './scene.ts'
 
 export function testRemove(test: Define): void {
   test('forgets a final record', async ({ broker, run }) => {
     for (const state of ['succeeded', 'failed'] as const) {
-      const ended = await run()
-      await broker.settle([end(ended, { state })])
-      await broker.remove([ended])
-      expect(await broker.get([ended.id])).toEqual([null])
-      expect(await broker.list({ kind: 'sum', state, offset: 0, limit: 10 })).toEqual([])
+      const one = await run()
+      await broker.settle([end(one, { state })])
+      await broker.remove([{ ...one, ...ended(one, { state }) }])
+      expect(await broker.get([one.id])).toEqual([null])
+      expect(await broker.list({ kind: 'sum', state, after: [], limit: 10 })).toEqual([])
     }
     expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 0, failed: 0 }])
   })
@@ -16,7 +16,7 @@ export function testRemove(test: Define): void {
   test('forgets a cancelled task', async ({ broker, add, claimAll }) => {
     const cancelled = await add()
     await broker.cancel([cancellation(cancelled)])
-    await broker.remove([cancelled])
+    await broker.remove([{ ...cancelled, ...ended(cancelled, { state: 'cancelled' }) }])
     expect(await broker.get([cancelled.id])).toEqual([null])
     expect(await broker.stats(['sum'])).toMatchObject([{ cancelled: 0 }])
     expect(await claimAll()).toEqual([])
@@ -27,18 +27,19 @@ export function testRemove(test: Define): void {
     const queued = await add()
     const delayed = await add({ dueAt: clock.now() + 1000 })
     const before = await Promise.all([running, queued, delayed].map(({ id }) => live(id)))
-    await broker.remove([running, queued, delayed])
+    await broker.remove([running, queued, delayed].map((one) => ({ ...one, ...ended(one) })))
     expect(await Promise.all([running, queued, delayed].map(({ id }) => live(id)))).toEqual(before)
     expect((await broker.settle([end(running)])).refused).toEqual([])
   })
 
   test('makes nothing of an unknown id, nor of one that was removed before', async ({ broker, run, task }) => {
-    const ended = await run()
-    await broker.settle([end(ended)])
-    await broker.remove([task(), ended, { id: 'unknown', kind: null }])
-    await broker.remove([ended])
+    const one = await run()
+    const gone = { ...one, ...ended(one) }
+    await broker.settle([end(one)])
+    await broker.remove([{ ...task(), ...ended(one) }, gone, { id: 'unknown' }])
+    await broker.remove([gone])
     await broker.remove([])
-    expect(await broker.get([ended.id, 'unknown'])).toEqual([null, null])
+    expect(await broker.get([one.id, 'unknown'])).toEqual([null, null])
     expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 0 }])
   })
 
@@ -47,7 +48,7 @@ export function testRemove(test: Define): void {
     const step = { id: `${parent.id}.0`, record: recordOf('step') }
     await broker.settle([call(parent, { records: [step], park: false })])
     expect(await record(step.id)).toBe(step.record)
-    await broker.remove([{ id: step.id, kind: null }])
+    await broker.remove([{ id: step.id }])
     expect(await broker.get([step.id])).toEqual([null])
     expect((await live(parent.id)).state).toBe('running')
   })
@@ -58,7 +59,7 @@ export function testRemove(test: Define): void {
     const of = { parent: { id: parent.id, kind: 'sequence' } }
     await broker.settle((await claimAll()).map((one) => end(one, of)))
     await broker.settle((await claimAll({ kinds: ['sequence'] })).map((one) => end(one)))
-    await broker.remove([parent])
+    await broker.remove([{ ...parent, ...ended(parent) }])
     expect(await record(`${parent.id}.0`)).toBe(recordOf(`${parent.id}.0`))
   })
 
@@ -67,16 +68,31 @@ export function testRemove(test: Define): void {
     const kept = await run()
     const expiresAt = clock.now() + 1000
     await broker.settle([end(removed, { expiresAt }), end(kept, { expiresAt })])
-    await broker.remove([{ ...removed, expiresAt }])
+    await broker.remove([{ ...removed, ...ended(removed, { expiresAt }) }])
     clock.advance(2000)
     expect((await broker.sweep(100)).expired).toEqual([kept.id])
   })
 
+  test('forgets some of those that ended together, and keeps the others', async ({ broker, clock, task, claimAll }) => {
+    await broker.enqueue(Array.from({ length: 250 }, () => task()))
+    const tasks = await claimAll()
+    const endedAt = clock.now() + 7
+    await broker.settle(tasks.map((one) => end(one, { endedAt })))
+    const listed = async () => ids(await broker.list({ kind: 'sum', state: 'succeeded', after: [], limit: 1_000 }))
+    const gone = tasks.filter((_, n) => n % 3 > 0)
+    await broker.remove(gone.map((one) => ({ ...one, ...ended(one, { at: endedAt }) })))
+    expect((await listed()).toSorted()).toEqual(ids(tasks.filter((_, n) => n % 3 === 0)).toSorted())
+    expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: tasks.length - gone.length }])
+    await broker.remove(tasks.map((one) => ({ ...one, ...ended(one, { at: endedAt }) })))
+    expect(await listed()).toEqual([])
+    expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 0 }])
+  })
+
   test('lets the id be used again', async ({ broker, run, claimAll, task }) => {
-    const ended = await run()
-    await broker.settle([end(ended)])
-    await broker.remove([ended])
-    expect(await broker.enqueue([task({ id: ended.id })])).toEqual([{ id: ended.id, created: true }])
-    expect(ids(await claimAll())).toEqual([ended.id])
+    const one = await run()
+    await broker.settle([end(one)])
+    await broker.remove([{ ...one, ...ended(one) }])
+    expect(await broker.enqueue([task({ id: one.id })])).toEqual([{ id: one.id, created: true }])
+    expect(ids(await claimAll())).toEqual([one.id])
   })
 }

@@ -1,6 +1,6 @@
 import { expect } from 'bun:test'
 import type { Claimed } from '../broker.ts'
-import { call, cancellation, type Define, end, ids, LEASE_MS, recordOf, retryAt } from './scene.ts'
+import { call, cancellation, type Define, end, ended, ids, LEASE_MS, recordOf, retryAt } from './scene.ts'
 
 export function testRetry(test: Define): void {
   test('queues an ended task again, from attempt 1', async ({ broker, clock, run, task, live, claimAll }) => {
@@ -11,21 +11,22 @@ export function testRetry(test: Define): void {
       const [second] = (await claimAll({ takeBack: true })) as [Claimed]
       await broker.settle([end(second, { state })])
 
-      const again = task({ id: first.id, envelope: `{"task_id":"${first.id}","v":1,"payload":"again"}` })
+      const envelope = `{"task_id":"${first.id}","v":1,"payload":"again"}`
+      const again = task({ id: first.id, envelope, ...ended(first, { state }) })
       expect(await broker.retry([again])).toEqual([first.id])
       expect(await live(first.id)).toMatchObject({ state: 'queued', attempts: 0, pending: 0, envelope: again.envelope })
-      expect(await broker.list({ kind: 'sum', state, offset: 0, limit: 10 })).toEqual([])
+      expect(await broker.list({ kind: 'sum', state, after: [], limit: 10 })).toEqual([])
       const [third] = (await claimAll()) as [Claimed]
       expect(third).toMatchObject({ id: first.id, attempt: 1, envelope: again.envelope })
       await broker.settle([end(third)])
-      await broker.remove([third])
+      await broker.remove([{ ...third, ...ended(third) }])
     }
   })
 
   test('queues a cancelled task again, once', async ({ broker, add, live, claimAll }) => {
     const cancelled = await add()
     await broker.cancel([cancellation(cancelled)])
-    expect(await broker.retry([cancelled])).toEqual([cancelled.id])
+    expect(await broker.retry([{ ...cancelled, ...ended(cancelled, { state: 'cancelled' }) }])).toEqual([cancelled.id])
     expect((await live(cancelled.id)).state).toBe('queued')
     expect(ids(await claimAll())).toEqual([cancelled.id])
   })
@@ -39,7 +40,9 @@ export function testRetry(test: Define): void {
   }) => {
     const running = await run()
     await broker.cancel([cancellation(running)])
-    expect(await broker.retry([task({ id: running.id })])).toEqual([running.id])
+    expect(await broker.retry([task({ id: running.id, ...ended(running, { state: 'cancelled' }) })])).toEqual([
+      running.id,
+    ])
     const [again] = (await claimAll()) as [Claimed]
     expect(again).toMatchObject({ id: running.id, attempt: 1 })
     expect((await broker.settle([end(running)])).refused).toEqual([running.id])
@@ -89,17 +92,18 @@ export function testRetry(test: Define): void {
   })
 
   test('forgets when the record would have expired', async ({ broker, clock, run, task }) => {
-    const ended = await run()
-    await broker.settle([end(ended, { state: 'failed', expiresAt: clock.now() + 1000 })])
-    await broker.retry([task({ id: ended.id })])
+    const one = await run()
+    const expiresAt = clock.now() + 1000
+    await broker.settle([end(one, { state: 'failed', expiresAt })])
+    await broker.retry([task({ id: one.id, ...ended(one, { state: 'failed', expiresAt }) })])
     clock.advance(2000)
     expect((await broker.sweep(100)).expired).toEqual([])
   })
 
   test('counts the task as queued, and no longer as failed', async ({ broker, run, task }) => {
-    const ended = await run()
-    await broker.settle([end(ended, { state: 'failed' })])
-    await broker.retry([task({ id: ended.id })])
+    const one = await run()
+    await broker.settle([end(one, { state: 'failed' })])
+    await broker.retry([task({ id: one.id, ...ended(one, { state: 'failed' }) })])
     expect(await broker.stats(['sum'])).toMatchObject([{ queued: 1, failed: 0, lastMinute: { failed: 0 } }])
   })
 

@@ -1,6 +1,6 @@
 import { afterEach, test } from 'bun:test'
 import { encodeEnvelope, type FinalState } from '#shared/task/task.ts'
-import type { Broker, Cancellation, Claimed, ClaimRequest, Live, NewTask, Outcome } from '../broker.ts'
+import type { Broker, Cancellation, Claimed, ClaimRequest, Ended, Live, NewTask, Outcome } from '../broker.ts'
 
 /** What not every store can do; the port leaves it open. */
 export type Capability =
@@ -28,6 +28,8 @@ export interface Clock {
 }
 
 const START = Date.UTC(2030, 0, 1)
+/** When a task ends unless a test says otherwise: when the clock began. */
+const WHEN = { endedAt: START, expiresAt: null }
 export const LEASE_MS = 30_000
 
 /** What a test plays with: a broker on an empty store, a clock that stands still, and words for what tests often do. */
@@ -66,10 +68,15 @@ const lease = ({ id, kind, token }: Held) => ({ id, kind, token })
 
 export function end(
   task: Held,
-  fields: ChildOf & { state?: FinalState; record?: string; expiresAt?: number | null } = {},
+  fields: ChildOf & { state?: FinalState; record?: string; endedAt?: number; expiresAt?: number | null } = {},
 ): Outcome {
   const state = fields.state ?? 'succeeded'
-  return { ...lease(task), type: 'end', state, record: recordOf(task.id, state), expiresAt: null, ...fields }
+  return { ...lease(task), type: 'end', state, record: recordOf(task.id, state), ...WHEN, ...fields }
+}
+
+/** What a removal or a retry says of a task that `end` or `cancellation` ended. */
+export function ended(task: { kind: string }, fields: Partial<Ended> = {}): { ended: Ended } {
+  return { ended: { kind: task.kind, state: 'succeeded', at: WHEN.endedAt, expiresAt: WHEN.expiresAt, ...fields } }
 }
 
 export function retryAt(task: Held, at: number): Outcome {
@@ -111,7 +118,7 @@ export function cancellation(
   fields: Partial<Cancellation> = {},
 ): Cancellation {
   const { id, kind, parent } = task
-  return { id, kind, parent, record: recordOf(id, 'cancelled'), expiresAt: null, ...fields }
+  return { id, kind, parent, record: recordOf(id, 'cancelled'), ...WHEN, ...fields }
 }
 
 export const ids = (tasks: readonly { id: string }[]): string[] => tasks.map((task) => task.id)

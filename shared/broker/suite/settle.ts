@@ -323,7 +323,7 @@ export function testSettle(test: Define): void {
     expect(await record(step.id)).toBe(step.record)
     expect(await live(parent.id)).toMatchObject({ state: 'running', calls: 1, steps: 1, pending: 0 })
     expect(await broker.stats(['sum'])).toMatchObject([{ running: 1, succeeded: 0, failed: 0, cancelled: 0 }])
-    expect(await broker.list({ kind: 'sum', state: 'succeeded', offset: 0, limit: 10 })).toEqual([])
+    expect(await broker.list({ kind: 'sum', state: 'succeeded', after: [], limit: 10 })).toEqual([])
   })
 
   test('claims the next tasks in the same call', async ({ broker, add, run, live }) => {

@@ -81,10 +81,10 @@ export function testStats(test: Define): void {
     await add()
     await add()
     const [first, second, third] = (await claimAll()) as [Claimed, Claimed, Claimed]
-    await broker.settle([end(first)])
+    await broker.settle([end(first, { endedAt: clock.now() })])
     clock.advance(30_000)
-    await broker.settle([end(second, { state: 'failed' })])
-    await broker.settle([end(third)])
+    await broker.settle([end(second, { state: 'failed', endedAt: clock.now() })])
+    await broker.settle([end(third, { endedAt: clock.now() })])
     expect(await broker.stats(['sum'])).toMatchObject([{ lastMinute: { succeeded: 2, failed: 1 } }])
     clock.advance(31_000)
     expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 2, lastMinute: { succeeded: 1, failed: 1 } }])
@@ -92,6 +92,33 @@ export function testStats(test: Define): void {
     expect(await broker.stats(['sum'])).toMatchObject([
       { succeeded: 2, failed: 1, lastMinute: { succeeded: 0, failed: 0 } },
     ])
+  })
+
+  test('counts those of the last minute that ended together', async ({ broker, clock, task, claimAll }) => {
+    await broker.enqueue(Array.from({ length: 450 }, () => task()))
+    const tasks = await claimAll()
+    const settle = (from: number, to: number) =>
+      broker.settle(tasks.slice(from, to).map((one) => end(one, { endedAt: clock.now() })))
+    await settle(0, 150)
+    clock.advance(60_001)
+    await settle(150, 151)
+    clock.advance(1)
+    await settle(151, 401)
+    await settle(401, 402)
+    await settle(402, 450)
+    expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 450, lastMinute: { succeeded: 300 } }])
+    clock.advance(59_999)
+    expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 450, lastMinute: { succeeded: 299 } }])
+    clock.advance(1)
+    expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 450, lastMinute: { succeeded: 0 } }])
+  })
+
+  test('counts those of the last minute when many ended one by one', async ({ broker, clock, task, claimAll }) => {
+    await broker.enqueue(Array.from({ length: 230 }, () => task()))
+    const tasks = await claimAll()
+    for (const [n, one] of tasks.entries()) await broker.settle([end(one, { endedAt: clock.now() + n })])
+    clock.advance(60_010)
+    expect(await broker.stats(['sum'])).toMatchObject([{ succeeded: 230, lastMinute: { succeeded: 219 } }])
   })
 
   test('counts an expired lease as running until it is taken back', async ({ broker, clock, run }) => {

@@ -150,7 +150,7 @@ export function testSubscribe(test: Define): void {
   test('tells those who watch that a root was cancelled', async ({ broker, add }) => {
     const watched = await observe(broker)
     const { id, kind } = await add()
-    await broker.cancel([{ id, kind, record: 'cancelled', expiresAt: null }])
+    await broker.cancel([{ id, kind, record: 'cancelled', endedAt: 0, expiresAt: null }])
     await watched.until(ended(id))
   })
 

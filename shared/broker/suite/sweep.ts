@@ -1,5 +1,5 @@
 import { expect } from 'bun:test'
-import { call, cancellation, type Define, end, recordOf } from './scene.ts'
+import { call, cancellation, type Define, end, ended, recordOf } from './scene.ts'
 
 export function testSweep(test: Define): void {
   test('finds roots whose record has expired', async ({ broker, clock, run, record }) => {
@@ -53,8 +53,9 @@ export function testSweep(test: Define): void {
     const expiresAt = clock.now() + 1000
     await broker.settle(tasks.map((one) => end(one, { expiresAt })))
     const [removed, retried, kept] = [tasks.slice(0, 100), tasks.slice(100, 120), tasks.slice(120)]
-    await broker.remove(removed.map((one) => ({ ...one, expiresAt })))
-    expect(await broker.retry(retried.map(({ id }) => task({ id, expiresAt })))).toHaveLength(retried.length)
+    await broker.remove(removed.map((one) => ({ ...one, ...ended(one, { expiresAt }) })))
+    const again = retried.map((one) => task({ id: one.id, ...ended(one, { expiresAt }) }))
+    expect(await broker.retry(again)).toHaveLength(retried.length)
     // Their ids are used again, for records that expire later.
     await broker.enqueue(removed.slice(0, 10).map(({ id }) => task({ id })))
     await broker.settle((await claimAll()).map((one) => end(one, { expiresAt: expiresAt + 1 })))
@@ -75,7 +76,7 @@ export function testSweep(test: Define): void {
       const { expired } = await broker.sweep(10)
       expect(expired.length).toBeLessThanOrEqual(10)
       found.push(...expired)
-      await broker.remove(expired.map((id) => ({ id, kind: 'sum' })))
+      await broker.remove(expired.map((id) => ({ id, ...ended({ kind: 'sum' }) })))
     }
     expect(found.toSorted()).toEqual(tasks.map((one) => one.id).toSorted())
     expect((await broker.sweep(10)).expired).toEqual([])

@@ -30,7 +30,16 @@ async function lateCommit(settle: Script): Promise<Recording> {
   }
   const end = ({ id, kind, token }: Claimed) =>
     broker.settle([
-      { type: 'end', id, kind, token, state: 'succeeded', record: `{"result":"5","status_code":200}`, expiresAt: null },
+      {
+        type: 'end',
+        id,
+        kind,
+        token,
+        state: 'succeeded',
+        record: `{"result":"5","status_code":200}`,
+        endedAt: 0,
+        expiresAt: null,
+      },
     ])
   const create = (id: string) =>
     broker.enqueue([

@@ -2,6 +2,7 @@ import { readdirSync, readFileSync, statSync, truncateSync } from 'node:fs'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
 import { kindKeys, partitionKeys } from '#shared/broker/redis/keys.ts'
+import { idsOfEntry } from '#shared/broker/redis/wire.ts'
 import { readEnvelope } from '#shared/task/record.ts'
 import { FINAL_STATES, type FinalState } from '#shared/task/task.ts'
 import { startRedis } from '../redis-server.ts'
@@ -127,7 +128,7 @@ async function dumpPartition(redis: Redis, prefix: string, { final, live, ended,
   for (const [id, count] of Object.entries(await redis.hgetall(pendingKey))) left.push(`${id} has ${count} pending`)
   for (const kind of Object.keys(chaosContracts)) {
     const keys = kindKeys(prefix, kind)
-    const [broken = '', dropped = ''] = keys.slice(9)
+    const [broken = '', counts = ''] = keys.slice(9)
     for (const key of keys.slice(0, 3)) {
       for (const text of await redis.lrange(key, 0, -1)) {
         left.push(`${key}: ${text}`)
@@ -138,11 +139,11 @@ async function dumpPartition(redis: Redis, prefix: string, { final, live, ended,
       for (const id of await redis.zrange(key, '0', '-1')) left.push(`${key}: ${id}`)
     }
     for (const [i, state] of FINAL_STATES.entries()) {
-      for (const id of await redis.zrange(keys[6 + i] ?? '', '0', '-1'))
+      for (const id of (await redis.zrange(keys[6 + i] ?? '', '0', '-1')).flatMap(idsOfEntry))
         ended.set(id, [...(ended.get(id) ?? []), state])
     }
     if ((await redis.llen(broken)) > 0) left.push(`${broken} is not empty`)
-    const count = (await redis.get(dropped)) ?? '0'
-    if (count !== '0') left.push(`${dropped} is ${count}`)
+    const dropped = (await redis.hget(counts, 'dropped')) ?? '0'
+    if (dropped !== '0') left.push(`${counts} has ${dropped} dropped`)
   }
 }

@@ -139,7 +139,7 @@ local function claim()
       end
     end
     -- Below zero when a foreign program ended a task and left its envelope, which nobody counted.
-    if dropped > 0 and call('DECRBY', of(kind, DROPPED), dropped) < 0 then call('SET', of(kind, DROPPED), 0) end
+    if dropped > 0 and call('HINCRBY', of(kind, COUNTS), 'dropped', -dropped) < 0 then call('HSET', of(kind, COUNTS), 'dropped', 0) end
     flushLive(); flushLeases()
   end
   return answer()

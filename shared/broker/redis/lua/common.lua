@@ -2,7 +2,8 @@
 -- KEYS: the five of partitionKeys, then the eleven of kindKeys for each kind that ARGV names, as in keys.ts.
 -- ARGV: now (ms), prefix of the channels, number of kinds, their names; then what the script's own header says. A kind is given by its number from 1.
 local LIVE, TASKS, PENDING, EXPIRY, SWEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN, DROPPED = 2, 4, 5, 6, 7, 8, 9, 10, 11
+local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN, COUNTS = 2, 4, 5, 6, 7, 8, 9, 10, 11
+local NAMES = { [SUCCEEDED] = 'succeeded', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local call = redis.call
 local find, match, sub = string.find, string.match, string.sub
 
@@ -102,21 +103,66 @@ local function childrenEnded(ended)
   end
 end
 
--- Takes ids out of the entries that tell when their records expire: due[time][id] = true. The time finds the entry.
-local function unexpire(due)
-  for time, ids in pairs(due) do
-    for _, entry in ipairs(call('ZRANGEBYSCORE', EXPIRY, time, time)) do
-      local kept, found = {}, false
-      for id in string.gmatch(entry, '[^\n]+') do
-        if ids[id] then found = true else kept[#kept + 1] = id end
+-- Tasks that ended at one time, or expire at one, share entries of a sorted set: less memory, and no search for a place for each. An
+-- entry is at most 100 ids with a newline between them.
+local TOGETHER = 100
+local function idsOf(entry)
+  local ids = {}
+  for id in string.gmatch(entry, '[^\n]+') do ids[#ids + 1] = id end
+  return ids
+end
+
+-- Takes ids out of such a set: times[id] = its score, which finds the entry, or '-' when that is not known. Returns by how many more
+-- ids than entries it has shrunk.
+local function takeOut(key, times)
+  local ids, shared, shrunk = {}, {}, 0
+  for id in pairs(times) do ids[#ids + 1] = id end
+  -- Those that are alone in their entry are found without their time, all at once.
+  local alone = 0
+  for i = 1, #ids, 4000 do alone = alone + call('ZREM', key, unpack(ids, i, math.min(i + 3999, #ids))) end
+  if alone == #ids then return 0 end
+  for id, time in pairs(times) do
+    shared[time] = shared[time] or {}
+    shared[time][id] = true
+  end
+  shared['-'] = nil
+  for time, wanted in pairs(shared) do
+    for _, entry in ipairs(call('ZRANGEBYSCORE', key, time, time)) do
+      local all, kept = idsOf(entry), {}
+      for _, id in ipairs(all) do
+        if not wanted[id] then kept[#kept + 1] = id end
       end
-      if found then
-        call('ZREM', EXPIRY, entry)
-        if #kept > 0 then call('ZADD', EXPIRY, time, table.concat(kept, '\n')) end
+      if #kept < #all then
+        shrunk = shrunk + #all - math.max(#kept, 1)
+        call('ZREM', key, entry)
+        if #kept > 0 then call('ZADD', key, time, table.concat(kept, '\n')) end
       end
     end
   end
+  return shrunk
 end
+
+-- Forgets that tasks have ended. For each: id, kind, key number of its final state, when it ended and when its record expires; '-' for what is not known.
+local function forgetEnded(tasks)
+  local expiring, ended = {}, {}
+  for _, t in ipairs(tasks) do
+    if t.expiry ~= '-' then expiring[t.id] = t.expiry end
+    if t.kind > 0 then
+      local states = ended[t.kind] or {}
+      ended[t.kind] = states
+      states[t.state] = states[t.state] or {}
+      states[t.state][t.id] = t.at
+    end
+  end
+  if next(expiring) then takeOut(EXPIRY, expiring) end
+  for kind, states in pairs(ended) do
+    for state, times in pairs(states) do
+      local shrunk = takeOut(of(kind, state), times)
+      if shrunk > 0 then call('HINCRBY', of(kind, COUNTS), NAMES[state], -shrunk) end
+    end
+  end
+end
+local function readEnded(id) return { id = id, kind = number(), state = number(), at = arg(), expiry = arg() } end
 
 -- ARGV of new tasks: how many; for each: "<kind> <priority> <when due or ->", id, envelope. Mostly they begin alike: each head is read once.
 local taskHeads = {}

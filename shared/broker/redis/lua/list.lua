@@ -1,6 +1,25 @@
--- ARGV: state's key number (2 for queued), offset, limit. One kind.
--- Returns ids; for queued tasks their envelopes.
-local state, offset, limit, reply = number(), number(), number(), {}
+-- ARGV: state's key number (2 for queued); where to begin: an offset, or for final states the time of the last one before (or +inf) and how many of that time were there; limit. One kind.
+-- Returns ids; for queued tasks their envelopes; for final states their entries (see common.lua), each followed by its time, until there are enough.
+local state, from, skip, limit, reply = number(), arg(), number(), number(), {}
+if NAMES[state] then
+  local offset, count = 0, 0
+  while count < limit do
+    local some = call('ZRANGE', of(1, state), from, '-inf', 'BYSCORE', 'REV', 'LIMIT', offset, 20, 'WITHSCORES')
+    for i = 1, #some, 2 do
+      local more = #idsOf(some[i])
+      if some[i + 1] == from then
+        local before = math.min(skip, more)
+        skip, more = skip - before, more - before
+      end
+      count = count + more
+      reply[#reply + 1], reply[#reply + 2] = some[i], some[i + 1]
+    end
+    if #some < 40 then break end
+    offset = offset + 20
+  end
+  return reply
+end
+local offset = tonumber(from)
 if state ~= NORMAL then return call('ZRANGE', of(1, state), offset, offset + limit - 1, 'REV') end
 for priority = 1, 3 do
   local length = call('LLEN', of(1, priority))

@@ -1,19 +1,11 @@
--- ARGV: number of tasks; for each: id, kind or 0 when it is not known, when its record expires or -.
+-- ARGV: number of tasks; for each: id, kind or 0 when it is not known, key number of its state, when it ended, when its record expires (each '-' when not known).
 -- Returns nothing of use. A live task keeps everything: it has no final record, and is in none of these sets.
 local drop, flushRecords = batch('HDEL')
-local unindex, flushIndex = batch('ZREM')
-local due = {}
-for _ = 1, number() do
-  local id, kind, time = arg(), number(), arg()
-  drop(TASKS, id)
-  if time ~= '-' then
-    due[time] = due[time] or {}
-    due[time][id] = true
-  end
-  if kind > 0 then
-    for key = SUCCEEDED, CANCELLED do unindex(of(kind, key), id) end
-  end
+local ended = {}
+for i = 1, number() do
+  ended[i] = readEnded(arg())
+  drop(TASKS, ended[i].id)
 end
-flushRecords(); flushIndex()
-unexpire(due)
+flushRecords()
+forgetEnded(ended)
 return true

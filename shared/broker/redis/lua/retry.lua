@@ -1,20 +1,20 @@
--- ARGV: number of tasks; for each its calls and steps as one text, and when its record expires or -; then the new tasks.
+-- ARGV: number of tasks; for each its calls and steps as one text, then as for a removal: kind, key number of its state, when it ended, when
+-- its record expires; then the new tasks.
 -- Returns for each 1 when it is queued again, 0 when it has no final record.
-local calls, times, ids, again, reply = {}, {}, {}, {}, {}
-for i = 1, number() do calls[i], times[i] = arg(), arg() end
+local calls, ended, ids, again, gone, reply = {}, {}, {}, {}, {}, {}
+for i = 1, number() do calls[i], ended[i] = arg(), readEnded() end
 local tasks = newTasks()
-for i, t in ipairs(tasks) do ids[i] = t.id end
+for i, t in ipairs(tasks) do ids[i], ended[i].id = t.id, t.id end
 for i, record in ipairs(fetch(TASKS, ids)) do
   local t = tasks[i]
   reply[i] = record and 1 or 0
   if record then
     call('HDEL', TASKS, t.id)
-    if times[i] ~= '-' then unexpire({ [times[i]] = { [t.id] = true } }) end
-    for key = SUCCEEDED, CANCELLED do call('ZREM', of(t.head.kind, key), t.id) end
     t.calls = calls[i]
-    again[#again + 1] = t
+    again[#again + 1], gone[#gone + 1] = t, ended[i]
   end
 end
+forgetEnded(gone)
 add(again, false)
 sendWakes()
 return reply

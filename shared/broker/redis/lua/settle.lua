@@ -1,5 +1,5 @@
 -- ARGV: number of outcomes; for each: "<type> <kind> <parent's kind or 0> <more> <token>", id, parent's id if there is one, then by type (more: what)
---   end, cancel (<final state's key number>,<expiry or ->): record     adopt (the same): nothing
+--   end, cancel, adopt (<final state's key number>,<when it ended>,<expiry or ->): record
 --   retry (<when due>): nothing     release (-): nothing
 --   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->): number of records, (id, record) of each, the new tasks
 -- then 1 and the claim that follows, or 0.
@@ -10,8 +10,8 @@ local function readHead(text)
   local type, kind, parentKind, more, token = match(text, '^(%a+) (%d+) (%d+) (%S+) (.*)$')
   local head = { type = type, kind = tonumber(kind), parentKind = tonumber(parentKind), token = token }
   if type == 'end' or type == 'cancel' or type == 'adopt' then
-    local state, expiry = match(more, '^(%d+),(%S+)$')
-    head.final, head.expiry = of(head.kind, tonumber(state)), expiry ~= '-' and expiry
+    local state, at, expiry = match(more, '^(%d+),(%S+),(%S+)$')
+    head.final, head.at, head.expiry = tonumber(state), at, expiry ~= '-' and expiry
     head.free = type ~= 'end'
   elseif type == 'retry' then head.due = more
   elseif type == 'call' then
@@ -27,7 +27,7 @@ for i = 1, number() do
   local text = arg()
   local head = heads[text] or readHead(text)
   local o = { head = head, id = arg(), parent = head.parentKind > 0 and arg() }
-  if head.final and head.type ~= 'adopt' then o.record = arg()
+  if head.final then o.record = arg()
   elseif head.type == 'call' then
     o.records = {}
     for j = 1, 2 * number() do o.records[j] = arg() end
@@ -51,36 +51,40 @@ end
 
 local set, flushSet, setOf = batch('HSET')
 local forget, flushForget, forgetOf = batch('HDEL')
-local index, flushIndex, indexOf = batch('ZADD')
+local index, flushIndex = batch('ZADD')
 local unindex, flushUnindex, unindexOf = batch('ZREM')
-local codes, calling, released, ended, roots, texts, expiring = {}, {}, {}, {}, {}, {}, {}
+local codes, calling, released, ended, roots, texts, sets = {}, {}, {}, {}, {}, {}, {}
 local HELD = { delayed = DELAYED, waiting = WAITING }
 local records, gone = setOf(TASKS), forgetOf(LIVE)
 
+-- The ids that get one score in one sorted set.
+local function together(key, score, head)
+  local set = sets[key] or { head = head, scores = {} }
+  sets[key] = set
+  set.scores[score] = set.scores[score] or {}
+  return set.scores[score]
+end
+
 local function finish(o, head, line)
   local id = o.id
-  if o.record then
-    local n = #records + 1
-    records[n], records[n + 1] = id, o.record
-  end
+  local n = #records + 1
+  records[n], records[n + 1] = id, o.record
   gone[#gone + 1] = id
   if line.calls > 0 then forget(PENDING, id) end
   -- The lists that all outcomes of one head add to are looked up once.
-  head.ended = head.ended or indexOf(head.final)
-  local n = #head.ended + 1
-  head.ended[n], head.ended[n + 1] = nowText, id
+  head.ended = head.ended or together(of(head.kind, head.final), head.at, head)
+  head.ended[#head.ended + 1] = id
   if line.state == 'running' then
     head.leases = head.leases or unindexOf(of(head.kind, RUNNING))
     head.leases[#head.leases + 1] = id
   elseif line.state ~= 'queued' then unindex(of(head.kind, HELD[line.state]), id)
-  elseif head.type == 'cancel' then call('INCR', of(head.kind, DROPPED)) end
+  elseif head.type == 'cancel' then call('HINCRBY', of(head.kind, COUNTS), 'dropped', 1) end
   if not o.parent then
     roots[#roots + 1] = id
-    texts[#texts + 1] = o.record or ''
+    texts[#texts + 1] = o.record
     if head.expiry then
-      head.together = head.together or expiring[head.expiry] or {}
-      expiring[head.expiry] = head.together
-      head.together[#head.together + 1] = id
+      head.expiring = head.expiring or together(EXPIRY, head.expiry, head)
+      head.expiring[#head.expiring + 1] = id
     end
   else
     local parents = ended[head.parentKind] or {}
@@ -139,12 +143,17 @@ local function endEvent()
   return event
 end
 
--- Roots that expire at once share an entry: less memory, and no search for a place for each.
-for time, together in pairs(expiring) do
-  for i = 1, #together, 100 do index(EXPIRY, time, table.concat(together, '\n', i, math.min(i + 99, #together))) end
-end
 -- What frees memory comes first: a script whose first write does so is not refused when Redis is full.
-flushForget(); flushUnindex(); flushSet(); flushIndex()
+flushForget(); flushUnindex(); flushSet()
+for key, set in pairs(sets) do
+  local more = 0
+  for score, ids in pairs(set.scores) do
+    for i = 1, #ids, TOGETHER do index(key, score, table.concat(ids, '\n', i, math.min(i + TOGETHER - 1, #ids))) end
+    more = more + #ids - math.ceil(#ids / TOGETHER)
+  end
+  if more > 0 and key ~= EXPIRY then call('HINCRBY', of(set.head.kind, COUNTS), NAMES[set.head.final], more) end
+end
+flushIndex()
 for _, c in ipairs(calling) do callChildren(unpack(c)) end
 for kind, tasks in pairs(released) do requeue(kind, tasks) end
 childrenEnded(ended)

@@ -1,13 +1,26 @@
 -- ARGV: nothing more.
--- Returns for each kind: length of the three queues, size of the six sets, broken, succeeded and failed within 60 s, dropped, then the envelope at the front of each queue.
+-- Returns for each kind: length of the three queues; how many are running, delayed and waiting, and are kept that succeeded, failed and were cancelled; how many are
+-- broken; how many succeeded and failed within 60 s; how many envelopes belong to nobody; then the envelope at the front of each queue.
+local since, SAMPLE = '(' .. now - 60000, 200
+
+-- Of a great many, the newest tell how many share an entry.
+local function endedSince(key)
+  local newest, count = call('ZRANGE', key, '+inf', since, 'BYSCORE', 'REV', 'LIMIT', 0, SAMPLE), 0
+  for _, entry in ipairs(newest) do count = count + #idsOf(entry) end
+  if #newest < SAMPLE then return count end
+  return math.floor(count / SAMPLE * call('ZCOUNT', key, since, '+inf'))
+end
+
 local reply = {}
 for kind = 1, #kinds do
   local row = {}
   for priority = 1, 3 do row[priority] = call('LLEN', of(kind, priority)) end
   for key = RUNNING, CANCELLED do row[key] = call('ZCARD', of(kind, key)) end
+  local counts = call('HMGET', of(kind, COUNTS), 'succeeded', 'failed', 'cancelled', 'dropped')
+  for i, key in ipairs({ SUCCEEDED, FAILED, CANCELLED }) do row[key] = row[key] + tonumber(counts[i] or 0) end
   row[BROKEN] = call('LLEN', of(kind, BROKEN))
-  for _, key in ipairs({ SUCCEEDED, FAILED }) do row[#row + 1] = call('ZCOUNT', of(kind, key), now - 60000, '+inf') end
-  row[#row + 1] = call('GET', of(kind, DROPPED))
+  for _, key in ipairs({ SUCCEEDED, FAILED }) do row[#row + 1] = endedSince(of(kind, key)) end
+  row[#row + 1] = counts[4]
   for priority = 1, 3 do row[#row + 1] = call('LINDEX', of(kind, priority), -1) end
   reply[kind] = row
 end

@@ -13,15 +13,13 @@ end
 local due, gone = call('ZRANGEBYSCORE', EXPIRY, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit), {}
 for i = 1, #due, 2 do
   if #expired >= limit then break end
-  local roots = {}
-  for id in string.gmatch(due[i], '[^\n]+') do roots[#roots + 1] = id end
+  local roots = idsOf(due[i])
   for j, record in ipairs(fetch(TASKS, roots)) do
     if record and #expired < limit then expired[#expired + 1] = roots[j]
     elseif not record then
-      gone[due[i + 1]] = gone[due[i + 1]] or {}
-      gone[due[i + 1]][roots[j]] = true
+      gone[roots[j]] = due[i + 1]
     end
   end
 end
-unexpire(gone)
+if next(gone) then takeOut(EXPIRY, gone) end
 return { expired, foreign }
