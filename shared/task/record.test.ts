@@ -18,7 +18,6 @@ describe('buildRecord', () => {
       kind: 'sum',
       payload: { num1: 1, num2: 2 },
       attempt: 1,
-      max_attempts: 5,
       created_at: 1,
       started_at: 5,
       finished_at: 9,

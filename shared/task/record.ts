@@ -31,10 +31,9 @@ export function buildRecord(end: {
   finishedAt: number
 }): FinalRecord {
   const { contract, envelope, error, startedAt } = end
-  const { priority, timeout_ms, retention_s, created_at, parent, traceparent } = envelope
+  const { max_attempts, priority, timeout_ms, retention_s, created_at, parent, traceparent } = envelope
   const { result, content_type } = error ? { result: error.message } : encodeResult(end.result)
   const kind = end.kind ?? envelope.kind ?? contract?.kind
-  const maxAttempts = envelope.max_attempts ?? contract?.retry.maxAttempts
   // Written out field by field: this is done for every task.
   const record: FinalRecord = { result, status_code: end.statusCode, attempt: end.attempt }
   // Of a success the code tells enough.
@@ -43,7 +42,7 @@ export function buildRecord(end: {
   if (kind !== undefined) record.kind = kind
   if (error) record.error = error
   if (contract) record.payload = redact(contract, envelope.payload)
-  if (maxAttempts !== undefined) record.max_attempts = maxAttempts
+  if (max_attempts !== undefined) record.max_attempts = max_attempts
   if (created_at !== undefined) record.created_at = created_at
   if (startedAt !== null) record.started_at = startedAt
   record.finished_at = end.finishedAt

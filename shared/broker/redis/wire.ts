@@ -48,14 +48,18 @@ export function addHead(
   if (parent) args.push(parent.id)
 }
 
+/** Those that end within so many ms of each other share members of their sets: see common.lua. */
+const SHARED_MS = 10
+const sharedTime = (at: number | null) => (at === null ? '-' : Math.ceil(at / SHARED_MS) * SHARED_MS)
+
 export function endOf(end: { state: FinalState; endedAt: number; expiresAt: number | null }): string {
-  return `${KEY_OF[end.state]},${end.endedAt},${end.expiresAt ?? '-'}`
+  return `${KEY_OF[end.state]},${sharedTime(end.endedAt)},${sharedTime(end.expiresAt)}`
 }
 
 /** How a task ended that is forgotten. */
 export function endedArgs(ended: Ended | null | undefined, kinds: KindNumbers): Arg[] {
   if (!ended) return [0, 0, '-', '-']
-  return [kinds.number(ended.kind), KEY_OF[ended.state], ended.at ?? '-', ended.expiresAt ?? '-']
+  return [kinds.number(ended.kind), KEY_OF[ended.state], sharedTime(ended.at), sharedTime(ended.expiresAt)]
 }
 
 export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {

@@ -104,8 +104,8 @@ local function childrenEnded(ended)
 end
 
 -- Tasks that ended at one time, or expire at one, share entries of a sorted set: less memory, and no search for a place for each. An
--- entry is at most 100 ids with a newline between them.
-local TOGETHER = 100
+-- entry is at most 110 ids with a newline between them: as many UUIDs as fit into 4 KiB.
+local TOGETHER = 110
 local function idsOf(entry)
   local ids = {}
   for id in string.gmatch(entry, '[^\n]+') do ids[#ids + 1] = id end
