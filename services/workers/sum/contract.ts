@@ -6,5 +6,5 @@ export const sum = defineTask({
   description: 'Adds two numbers.',
   input: z.object({ num1: z.number(), num2: z.number() }),
   output: z.number(),
-  concurrency: 500,
+  concurrency: 300,
 })
