@@ -15,6 +15,8 @@ interface Task {
   children: { total: number; done: number }
 }
 
+const BLOCKING_WORKER = Bun.fileURLToPath(new URL('../shared/test/blocking-worker.ts', import.meta.url))
+
 const cleanups: (() => unknown)[] = []
 afterEach(async () => {
   await endProcesses()
@@ -180,6 +182,29 @@ describe('a process for each service on Redis', () => {
     expect([...commits.writes.values()].filter((count) => count !== 1)).toEqual([])
     expect(commits.writes.size).toBe(n + 1)
   }, 90_000)
+
+  test('a handler that blocks its process holds up what the process has claimed for a lease, and no more', async () => {
+    const redis = await startRedis()
+    cleanups.push(() => redis.stop())
+    const client = new Redis(redis.url)
+    cleanups.push(() => client.disconnect())
+    const ids = Array.from({ length: 20 }, (_, n) => `sum-${n}`)
+    for (const id of ids) await client.lpush('sum_task_queue', `{"task_id":"${id}","payload":{"num1":1,"num2":2}}`)
+    // Taken first, in the same claim as the sums.
+    await client.lpush('block_task_queue:high', '{"task_id":"blocks","payload":{}}')
+    const settings = { REDIS_URL: redis.url, TASKER_LEASE_MS: '1000' }
+    const blocked = startProcess(BLOCKING_WORKER, settings)
+    await blocked.prints('Blocked.')
+    expect(await client.zcard('sum_task_queue:running')).toBe(ids.length)
+    expect(await client.hlen('tasks')).toBe(0)
+
+    await startProcess('services/workers/sum/main.ts', settings).prints('Working.')
+    while ((await client.hlen('tasks')) < ids.length) await client.ping()
+    const records = (await client.hmget('tasks', ...ids)).map((record) => JSON.parse(record ?? 'null'))
+    for (const record of records) expect(record).toMatchObject({ result: '3', status_code: 200, attempt: 2 })
+    blocked.kill('SIGKILL')
+    await blocked.ended
+  }, 30_000)
 
   test('Redis away: 503 and nothing accepted, and everybody goes on by themselves when it is back', async () => {
     const durable = ['--appendonly', 'yes', '--appendfsync', 'always']
