@@ -29,10 +29,9 @@ export async function readJson(c: Context, options: { deadlineMs?: number } = {}
 }
 
 async function readBytes(request: Request, deadlineMs: number): Promise<Uint8Array> {
-  if (request.body === null) return new Uint8Array()
   // The server holds a body to the length that it states.
   const stated = request.headers.has('Content-Length') && !request.headers.has('Transfer-Encoding')
-  const reader = stated ? null : request.body.getReader()
+  const reader = stated ? null : (request.body?.getReader() ?? null)
   let timer: ReturnType<typeof setTimeout> | undefined
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
@@ -70,9 +69,11 @@ async function readStream(reader: ReadableStreamDefaultReader<Uint8Array>): Prom
   return bytes
 }
 
+const decoder = new TextDecoder('utf-8', { fatal: true })
+
 function decode(bytes: Uint8Array): string {
   try {
-    return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+    return decoder.decode(bytes)
   } catch {
     throw new Problem('malformed', 'The body is not valid UTF-8, as JSON must be.')
   }
