@@ -1,5 +1,5 @@
 import { readEnvelope, readRecord } from '#shared/task/record.ts'
-import { DEFAULT_RETENTION_S, expiryOf, finalState } from '#shared/task/task.ts'
+import { expiryOf, finalState } from '#shared/task/task.ts'
 import type { Outcome, Swept } from './broker.ts'
 import { removeTrees, type TreeDeps } from './tree.ts'
 
@@ -29,13 +29,13 @@ async function adopt({ broker, now }: TreeDeps, foreign: Swept['foreign']): Prom
       const { parent, created_at, retention_s } = sent ?? {}
       const read = readRecord(record)
       // A text that is no record stands for a failure.
-      const written = read === null ? { result: record, status_code: 500 } : JSON.parse(record)
-      const whole = { ...written, kind, created_at, finished_at: at, parent, retention_s }
+      const written: object = read === null ? { result: record, status_code: 500 } : JSON.parse(record)
+      const known = { kind, created_at, finished_at: at, parent, retention_s }
       return {
         ...{ type: 'adopt', id, kind, token: '', parent, endedAt: at },
         state: read === null ? 'failed' : finalState(read),
-        record: JSON.stringify(whole),
-        expiresAt: parent ? null : expiryOf(at, retention_s ?? DEFAULT_RETENTION_S),
+        record: JSON.stringify({ ...written, ...known }),
+        expiresAt: expiryOf(known),
       }
     }),
   )

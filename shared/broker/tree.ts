@@ -1,15 +1,6 @@
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
-import {
-  childId,
-  DEFAULT_RETENTION_S,
-  type Envelope,
-  expiryOf,
-  expiryOfRecord,
-  type FinalRecord,
-  finalState,
-  type ParentRef,
-} from '#shared/task/task.ts'
+import { childId, type Envelope, expiryOf, type FinalRecord, finalState } from '#shared/task/task.ts'
 import type { Broker, Cancellation, Ended, Live, Removal, Stored } from './broker.ts'
 import { attemptOf, type Contracts, contractOf } from './view.ts'
 
@@ -114,8 +105,8 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
   }
   // Those that were live have ended meanwhile.
   const live = tasks.flatMap(({ id, live }) => (live ? [id] : []))
-  const now = new Map(live.length > 0 ? (await deps.broker.get(live)).map((stored) => [stored?.id, stored]) : [])
-  await deps.broker.remove(tasks.map((task) => removalOf(now.get(task.id) ?? task)))
+  const ended = new Map(live.length > 0 ? (await deps.broker.get(live)).map((stored) => [stored?.id, stored]) : [])
+  await deps.broker.remove(tasks.map((task) => removalOf(ended.get(task.id) ?? task)))
 }
 
 /**
@@ -151,14 +142,13 @@ function cancellationOf(id: string, live: Live, contracts: Contracts, at: number
     startedAt: live.startedAt,
     finishedAt: at,
   })
-  const parent: ParentRef | undefined = envelope.parent
   return {
     id,
     kind: live.kind,
-    parent,
+    parent: envelope.parent,
     record: JSON.stringify(record),
     endedAt: at,
-    expiresAt: parent ? null : expiryOf(at, envelope.retention_s ?? DEFAULT_RETENTION_S),
+    expiresAt: expiryOf(record),
   }
 }
 
@@ -170,5 +160,5 @@ function removalOf({ id, record }: Stored): Removal {
 /** How the task of a record ended; null when the record does not tell of what kind it is. */
 export function endedOf(record: FinalRecord): Ended | null {
   const { kind, finished_at: at = null } = record
-  return kind === undefined ? null : { kind, state: finalState(record), at, expiresAt: expiryOfRecord(record) }
+  return kind === undefined ? null : { kind, state: finalState(record), at, expiresAt: expiryOf(record) }
 }

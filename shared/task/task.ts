@@ -97,14 +97,14 @@ export function finalState(record: FinalRecord): FinalState {
   return record.status ?? (record.status_code < 400 ? 'succeeded' : 'failed')
 }
 
-/** When a record that ends at `finishedAt` expires, in ms since the epoch; null keeps it. */
-export function expiryOf(finishedAt: number, retentionS: number): number | null {
-  return retentionS === 0 ? null : finishedAt + retentionS * 1000
-}
-
-/** The same, read off the record; null also when it does not tell. */
-export function expiryOfRecord({ finished_at, parent, retention_s }: FinalRecord): number | null {
-  return finished_at === undefined || parent ? null : expiryOf(finished_at, retention_s ?? DEFAULT_RETENTION_S)
+/** When a record expires, in ms since the epoch; null keeps it, also when it does not tell. A child goes with its root. */
+export function expiryOf(record: {
+  finished_at?: number | undefined
+  parent?: ParentRef | undefined
+  retention_s?: number | undefined
+}): number | null {
+  const { finished_at, parent, retention_s = DEFAULT_RETENTION_S } = record
+  return finished_at === undefined || parent || retention_s === 0 ? null : finished_at + retention_s * 1000
 }
 
 /** Milliseconds at which a UUIDv7 (or its descendant) was made; null for other ids. */

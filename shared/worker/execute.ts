@@ -6,7 +6,7 @@ import { ChildFailed, InvalidInput, PermanentError, RetryLater, RunAborted, Task
 import { maskSecrets } from '#shared/task/mask.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
 import { backoffMs, mayRetry } from '#shared/task/retry.ts'
-import { DEFAULT_RETENTION_S, type Envelope, expiryOf } from '#shared/task/task.ts'
+import { type Envelope, expiryOf } from '#shared/task/task.ts'
 import { limitSize, loadStep, type Parent, partsOf, replay, stepRecord } from './history.ts'
 import type { Implementation } from './implement.ts'
 import { Run, type RunPorts } from './run.ts'
@@ -306,20 +306,8 @@ class ClaimedRun implements Execution {
       finishedAt,
     })
     if (how.state === 'succeeded') limitSize(record.result, () => `The result of ${kind} task ${id}`)
-    const expiresAt = expiryOf(finishedAt, envelope.retention_s ?? DEFAULT_RETENTION_S)
-    const { parent } = envelope
-    const { state } = how
-    return {
-      id,
-      kind,
-      token,
-      parent,
-      type: 'end',
-      state,
-      record: JSON.stringify(record),
-      endedAt: finishedAt,
-      expiresAt,
-    }
+    const ended = { record: JSON.stringify(record), endedAt: finishedAt, expiresAt: expiryOf(record) }
+    return { id, kind, token, parent: envelope.parent, type: 'end', state: how.state, ...ended }
   }
 }
 

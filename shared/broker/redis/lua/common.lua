@@ -3,7 +3,7 @@
 -- ARGV: now (ms), prefix of the channels, number of kinds, their names; then what the script's own header says. A kind is given by its number from 1.
 local LIVE, TASKS, PENDING, EXPIRY, SWEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN, COUNTS = 2, 4, 5, 6, 7, 8, 9, 10, 11
-local NAMES = { [SUCCEEDED] = 'succeeded', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
+local FINAL = { [SUCCEEDED] = 'succeeded', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local call = redis.call
 local find, match, sub = string.find, string.match, string.sub
 
@@ -144,22 +144,18 @@ end
 
 -- Forgets that tasks have ended. For each: id, kind, key number of its final state, when it ended and when its record expires; '-' for what is not known.
 local function forgetEnded(tasks)
-  local expiring, ended = {}, {}
-  for _, t in ipairs(tasks) do
-    if t.expiry ~= '-' then expiring[t.id] = t.expiry end
-    if t.kind > 0 then
-      local states = ended[t.kind] or {}
-      ended[t.kind] = states
-      states[t.state] = states[t.state] or {}
-      states[t.state][t.id] = t.at
-    end
+  local sets = {}
+  local function timesIn(key, t)
+    sets[key] = sets[key] or { task = t, times = {} }
+    return sets[key].times
   end
-  if next(expiring) then takeOut(EXPIRY, expiring) end
-  for kind, states in pairs(ended) do
-    for state, times in pairs(states) do
-      local shrunk = takeOut(of(kind, state), times)
-      if shrunk > 0 then call('HINCRBY', of(kind, COUNTS), NAMES[state], -shrunk) end
-    end
+  for _, t in ipairs(tasks) do
+    if t.expiry ~= '-' then timesIn(EXPIRY, t)[t.id] = t.expiry end
+    if t.kind > 0 then timesIn(of(t.kind, t.state), t)[t.id] = t.at end
+  end
+  for key, set in pairs(sets) do
+    local shrunk = takeOut(key, set.times)
+    if shrunk > 0 and key ~= EXPIRY then call('HINCRBY', of(set.task.kind, COUNTS), FINAL[set.task.state], -shrunk) end
   end
 end
 local function readEnded(id) return { id = id, kind = number(), state = number(), at = arg(), expiry = arg() } end

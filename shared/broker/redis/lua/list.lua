@@ -1,7 +1,7 @@
 -- ARGV: state's key number (2 for queued); where to begin: an offset, or for final states the time of the last one before (or +inf) and how many of that time were there; limit. One kind.
 -- Returns ids; for queued tasks their envelopes; for final states their entries (see common.lua), each followed by its time, until there are enough.
 local state, from, skip, limit, reply = number(), arg(), number(), number(), {}
-if NAMES[state] then
+if FINAL[state] then
   local offset, count = 0, 0
   while count < limit do
     local some = call('ZRANGE', of(1, state), from, '-inf', 'BYSCORE', 'REV', 'LIMIT', offset, 20, 'WITHSCORES')

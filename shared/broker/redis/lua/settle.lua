@@ -151,7 +151,7 @@ for key, set in pairs(sets) do
     for i = 1, #ids, TOGETHER do index(key, score, table.concat(ids, '\n', i, math.min(i + TOGETHER - 1, #ids))) end
     more = more + #ids - math.ceil(#ids / TOGETHER)
   end
-  if more > 0 and key ~= EXPIRY then call('HINCRBY', of(set.head.kind, COUNTS), NAMES[set.head.final], more) end
+  if more > 0 and key ~= EXPIRY then call('HINCRBY', of(set.head.kind, COUNTS), FINAL[set.head.final], more) end
 end
 flushIndex()
 for _, c in ipairs(calling) do callChildren(unpack(c)) end
