@@ -274,7 +274,7 @@ export interface KindStats {
   broken: number
   /** Of the tasks at the front of the three queues: their envelopes. */
   oldest: string[]
-  /** Ended within the last 60 s; of a great many, about how many. */
+  /** Ended within the last 60 s, give or take 10 ms; of a great many, about how many. */
   lastMinute: { succeeded: number; failed: number }
 }
 

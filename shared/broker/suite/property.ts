@@ -21,8 +21,11 @@ const KINDS = ['sum', 'chat', 'sequence']
 /** At most; a history has about half as many. */
 const COMMANDS = 80
 
-/** Moves of the clock never land on a deadline, which are all whole seconds: what happens at that very moment is no matter here. */
-const OFF_BEAT_MS = 7
+/**
+ * Moves of the clock never land on a deadline, which are all whole seconds: what happens at that very moment is no matter here. They
+ * stay clear of the end of the last minute by more than the 10 ms that a store may be off there.
+ */
+const OFF_BEAT_MS = 11
 
 interface World {
   scene: Scene
