@@ -74,7 +74,8 @@ class Seat implements RunPorts {
     const { id, kind, calls, steps } = claimed
     this.#deps = deps
     this.claimed = claimed
-    this.parent = { id, kind, calls, steps, priority: envelope.priority ?? 'normal', traceparent: envelope.traceparent }
+    const { priority = 'normal', traceparent } = envelope
+    this.parent = { id, kind, priority, traceparent, before: calls, calls, steps }
   }
 
   /** Whether this claim goes on where the run was parked. */
@@ -289,13 +290,18 @@ class ClaimedRun implements Execution {
   }
 
   #end(how: Pick<Parameters<typeof buildRecord>[0], 'state' | 'statusCode' | 'result' | 'error'>): Outcome {
+    const { state, statusCode, result, error } = how
     const { id, kind, token, attempt, startedAt } = this.claimed
     const { calls, steps } = this.#seat?.parent ?? this.claimed
     const finishedAt = this.#deps.clock.now()
     const envelope = this.#envelope ?? { task_id: id, payload: undefined }
     const contract = this.#implementation?.contract
+    // Without spreading, here and below: this is done for every task.
     const record = buildRecord({
-      ...how,
+      state,
+      statusCode,
+      result,
+      error,
       contract,
       kind,
       envelope,
@@ -305,9 +311,18 @@ class ClaimedRun implements Execution {
       startedAt,
       finishedAt,
     })
-    if (how.state === 'succeeded') limitSize(record.result, () => `The result of ${kind} task ${id}`)
-    const ended = { record: JSON.stringify(record), endedAt: finishedAt, expiresAt: expiryOf(record) }
-    return { id, kind, token, parent: envelope.parent, type: 'end', state: how.state, ...ended }
+    if (state === 'succeeded') limitSize(record.result, () => `The result of ${kind} task ${id}`)
+    return {
+      id,
+      kind,
+      token,
+      parent: envelope.parent,
+      type: 'end',
+      state,
+      record: JSON.stringify(record),
+      endedAt: finishedAt,
+      expiresAt: expiryOf(record),
+    }
   }
 }
 

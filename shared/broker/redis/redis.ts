@@ -12,13 +12,13 @@ import {
   addStats,
   claimOf,
   endedArgs,
+  endedListed,
   endOf,
   eventOf,
-  idOfEnvelope,
   KEY_OF,
   type KindNumbers,
   kindNumbers,
-  listedOf,
+  liveListed,
   liveOf,
   merge,
   newTaskArgs,
@@ -295,13 +295,8 @@ export function createRedisBroker(
         const left = limit - listed.length
         const begin = from ?? (isFinal ? '+inf' : 0)
         const page = (await run(scripts.list, i, [kind], () => [KEY_OF[state], begin, skip, left])) as string[]
-        if (isFinal) listed.push(...listedOf(page, i, { from, skip, limit: left }))
-        else {
-          for (const [at, text] of page.entries()) {
-            const [id] = state === 'queued' ? idOfEnvelope(text) : [text]
-            if (id !== undefined) listed.push({ id, place: [i, (from ?? 0) + at + 1] })
-          }
-        }
+        if (isFinal) listed.push(...endedListed(page, i, { from, skip, limit: left }))
+        else listed.push(...liveListed(page, i, state, from ?? 0))
         from = undefined
         skip = 0
       }

@@ -1,4 +1,5 @@
 /** How calls to the scripts are written, and their replies read. The other side of each is in the header of its script. */
+import { readEnvelope } from '#shared/task/record.ts'
 import { type FinalState, PRIORITIES, type State } from '#shared/task/task.ts'
 import type { Claim, Claimed, Ended, KindStats, Listed, Live, NewTask, Outcome, Stored, TaskEvent } from '../broker.ts'
 
@@ -152,8 +153,16 @@ export function idsOfEntry(entry: string): string[] {
   return entry.split('\n')
 }
 
+/** Those of live tasks, as of a queue or a sorted set: envelopes or ids, from the offset on. An envelope without an id is left out. */
+export function liveListed(page: readonly string[], partition: number, state: State, offset: number): Listed[] {
+  return page.flatMap((text, i) => {
+    const id = state === 'queued' ? readEnvelope(text)?.task_id : text
+    return id === undefined ? [] : { id, place: [partition, offset + i + 1] }
+  })
+}
+
 /** Those of final tasks, from the last that ended: entries, each followed by its time. Of those that ended at `from`, so many were listed before. */
-export function listedOf(
+export function endedListed(
   entries: readonly string[],
   partition: number,
   page: { from: number | undefined; skip: number; limit: number },
@@ -197,15 +206,6 @@ export function addStats(a: KindStats, b: KindStats): KindStats {
   for (const count of COUNTS) sum[count] += b[count]
   const lastMinute = (state: Exclude<FinalState, 'cancelled'>) => a.lastMinute[state] + b.lastMinute[state]
   return { ...sum, lastMinute: { succeeded: lastMinute('succeeded'), failed: lastMinute('failed') } }
-}
-
-export function idOfEnvelope(envelope: string): string[] {
-  try {
-    const { task_id: id } = JSON.parse(envelope) as { task_id?: unknown }
-    return typeof id === 'string' ? [id] : []
-  } catch {
-    return []
-  }
 }
 
 /** Reads a wake-up: kinds, and when their tasks are due; 0 is now. Any program may publish: what is none says nothing. */
