@@ -14,7 +14,7 @@ import { ratioOf, throughput } from './scenarios/throughput.ts'
 
 const USAGE = `bun run bench [options]
 
-  --quick            about two minutes: fewer tasks, 3 rounds; without it 5 rounds, perhaps half an hour
+  --quick            about two minutes: fewer tasks, 3 rounds; without it 5 rounds, half an hour
   --only <a,b>       these scenarios: ${scenarios.map(({ name }) => name).join(', ')}
   --peers <a,b>      beside these alone: ${contestants.flatMap(({ name, peer }) => (peer ? [name] : [])).join(', ')}
   --rounds <n>       so many rounds

@@ -45,6 +45,22 @@ export async function postSteadily(url: string, rate: number, seconds: number): 
   return JSON.parse(out) as { p50: number; p99: number }
 }
 
+export interface Answers {
+  /** How often each status was answered; `none` where there was no answer. */
+  readonly answers: Readonly<Record<string, number>>
+  /** Tasks that were accepted. */
+  readonly tasks: number
+  /** Of a batch, in ms. */
+  readonly p50: number
+  readonly p99: number
+}
+
+/** Posts batches of 50 at a steady rate of tasks, whatever the server does and answers. */
+export async function postBatches(url: string, rate: number, seconds: number): Promise<Answers> {
+  const out = await output([process.execPath, join(BENCH, 'load', 'batches.ts'), url, String(rate), String(seconds)])
+  return JSON.parse(out) as Answers
+}
+
 async function output(command: string[]): Promise<string> {
   const child = Bun.spawn(command, { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe' })
   const [out, err, code] = await Promise.all([

@@ -1,3 +1,4 @@
+import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { BENCH } from './run.ts'
@@ -6,6 +7,7 @@ import { BENCH } from './run.ts'
 export interface Service {
   /** From the start of the process to the first answer that says it is ready. */
   readonly readyMs: number
+  readonly pid: number
   stop(): Promise<void>
 }
 
@@ -36,7 +38,14 @@ export async function startService(file: string, env: Record<string, string>, re
     }
     await Bun.sleep(1)
   }
-  return { readyMs: performance.now() - from, stop }
+  return { readyMs: performance.now() - from, pid: child.pid, stop }
+}
+
+/** Memory that the process has at this moment, as Linux tells it; NaN elsewhere. */
+export function residentBytes(pid: number): number {
+  const file = `/proc/${pid}/status`
+  const status = existsSync(file) ? readFileSync(file, { encoding: 'utf8' }) : ''
+  return Number(/^VmRSS:\s*(\d+) kB/m.exec(status)?.[1]) * 1024
 }
 
 async function answers(url: string): Promise<boolean> {

@@ -5,6 +5,7 @@ import { create } from './create.ts'
 import { endToEnd } from './end-to-end.ts'
 import { latency } from './latency.ts'
 import { memory } from './memory.ts'
+import { overload } from './overload.ts'
 import { postUnderLoad } from './post-under-load.ts'
 import { restLatency } from './rest-latency.ts'
 import type { Scenario } from './scenario.ts'
@@ -26,4 +27,5 @@ export const scenarios: readonly Scenario[] = [
   startUp,
   postUnderLoad,
   restLatency,
+  overload,
 ]
