@@ -22,6 +22,8 @@ const add = defineTask({
   output: z.number(),
 })
 const anyJson = z.unknown()
+/** Time limits are looked at a few times a second. */
+const TICK = 250
 
 /** A kind whose handler the test gives. */
 function kind(name: string, rules: Partial<Parameters<typeof defineTask>[0]> = {}) {
@@ -182,6 +184,52 @@ for (const store of stores) {
       await drained
       expect(signal.aborted).toBe(true)
       expect(await recordOf(id)).toMatchObject({ status: 'failed', status_code: 504, error: { type: 'timeout' } })
+    })
+
+    test('a time limit of the task’s own fails the attempt, and is kept in the next', async () => {
+      const slow = kind('slow')
+      const id = await create(slow, {}, { timeout_ms: 2_000, max_attempts: 2 })
+      const begun: Context[] = []
+      const handler = implement(slow, (_, ctx) => {
+        begun.push(ctx)
+        return new Promise(() => undefined)
+      })
+      for (const attempt of [1, 2]) {
+        const drained = worker([handler]).drain()
+        while (begun.length < attempt) await nextTurn()
+        clock.advance(1_999)
+        expect(begun.at(-1)?.signal.aborted).toBe(false)
+        clock.advance(TICK)
+        await drained
+        expect(begun.at(-1)?.signal.reason).toMatchObject({ code: 'timeout' })
+        if (attempt === 1) expect(await stateOf(id)).toBe('delayed')
+        clock.advance(60_000)
+      }
+      expect(await recordOf(id)).toMatchObject({ status_code: 504, error: { type: 'timeout' }, attempt: 2 })
+    })
+
+    test('aborts the signal of a run whose lease went to another, at its next heartbeat, and reports nothing', async () => {
+      const slow = kind('slow')
+      const id = await create(slow, {})
+      const started = Promise.withResolvers<AbortSignal>()
+      const clockOfSleepy = manualClock()
+      const sleepy = worker(
+        [
+          implement(slow, (_, ctx) => {
+            started.resolve(ctx.signal)
+            return new Promise(() => undefined)
+          }),
+        ],
+        { leaseMs: 30_000, clock: clockOfSleepy },
+      ).drain()
+      const signal = await started.promise
+      clock.advance(30_000)
+      await worker([implement(slow, () => 'from the second worker')]).drain()
+      expect(signal.aborted).toBe(false)
+      clockOfSleepy.advance(10_000)
+      await sleepy
+      expect(signal.reason).toMatchObject({ code: 'lease_lost' })
+      expect(await recordOf(id)).toMatchObject({ result: 'from the second worker', attempt: 2 })
     })
 
     test('refuses a worker that wakes up after its lease went to another', async () => {

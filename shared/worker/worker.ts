@@ -89,7 +89,9 @@ export function createWorker(options: WorkerOptions): Worker {
   /** No claims before, since the store did not answer. */
   let pausedUntil = 0
   let turn = 0
-  let storeFailures = 0
+  let storeAway = false
+  /** Claims in a row that were not answered. */
+  let failedClaims = 0
   let stopping = true
   /** Aborts when the grace of a stop is over: nothing is waited for any more. */
   let graceOver = new AbortController()
@@ -105,49 +107,51 @@ export function createWorker(options: WorkerOptions): Worker {
     mayGoOn: () => limits.mayGoOn?.() ?? true,
   })
 
-  const settle = createGroup<Outcome, boolean>(
-    (outcomes) =>
-      insist(async () => {
-        // What calls children, or ends one, queues tasks in this very call.
-        const queues: string[] = []
-        for (const outcome of outcomes) addKindsQueuedBy(outcome, queues)
-        if (queues.length > 0) more = true
-        const request = more ? claimRequest() : undefined
-        const { refused } = await claiming(
-          request,
-          () => broker.settle(outcomes, request),
-          (settled) => settled.next,
-        )
-        if (queues.length > 0 && !request) wake(null)
-        for (const kind of queues) queued.add(kind)
-        const lost = new Set(refused)
-        return outcomes.map(({ id }) => !lost.has(id))
-      }),
+  const settleTogether = createGroup<Outcome, boolean>(
+    async (outcomes) => {
+      // What calls children, or ends one, queues tasks in this very call.
+      const queues: string[] = []
+      for (const outcome of outcomes) addKindsQueuedBy(outcome, queues)
+      if (queues.length > 0) more = true
+      const request = more ? claimRequest() : undefined
+      const { refused } = await claiming(
+        request,
+        () => broker.settle(outcomes, request),
+        (settled) => settled.next,
+      )
+      if (queues.length > 0 && !request) wake(null)
+      for (const kind of queues) queued.add(kind)
+      const lost = new Set(refused)
+      return outcomes.map(({ id }) => !lost.has(id))
+    },
     { maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather, secondAt: SECOND_SETTLE_AT },
   )
+  /** What the store refuses waits by itself: a full one takes ends, but no children, and the ends must not wait for those. */
+  const settle = (outcomes: readonly Outcome[]) => insist(() => settleTogether(outcomes))
 
   /** Makes a call again until the store is back: a result in hand is never thrown away. Gives up only when a stop's grace is over. */
   async function insist<T>(work: () => Promise<T>): Promise<T> {
-    for (;;) {
+    for (let tries = 1; ; tries++) {
       try {
         return answered(await work())
       } catch (error) {
         if (!(error instanceof StoreUnavailable) || graceOver.signal.aborted) throw error
-        await clock.sleep(unanswered(error), graceOver.signal)
+        await clock.sleep(unanswered(error, tries), graceOver.signal)
       }
     }
   }
 
   function answered<T>(value: T): T {
-    if (storeFailures > 0) log.info('The store answers again')
-    storeFailures = 0
+    if (storeAway) log.info('The store answers again')
+    storeAway = false
     return value
   }
 
-  /** Says how long to wait for a store that does not answer, in ms. */
-  function unanswered(error: StoreUnavailable): number {
-    if (storeFailures++ === 0) log.warn('The store does not answer; trying again', { reason: error.message })
-    return Math.min(5_000, 100 * 2 ** Math.min(storeFailures, 10)) * (0.5 + random() / 2)
+  /** Says how long to wait for a store that has not answered so many times, in ms. */
+  function unanswered(error: StoreUnavailable, times: number): number {
+    if (!storeAway) log.warn('The store does not answer; trying again', { reason: error.message })
+    storeAway = true
+    return Math.min(5_000, 100 * 2 ** Math.min(times, 10)) * (0.5 + random() / 2)
   }
 
   /** While others run, what ends in one turn of the event loop goes together; a lone task waits for nothing. */
@@ -209,6 +213,10 @@ export function createWorker(options: WorkerOptions): Worker {
       if (claim.nextDueAt !== null) dueAt = Math.min(dueAt, claim.nextDueAt)
       start(claim.tasks)
       return answer
+    } catch (error) {
+      // The slots are free again.
+      signalChange()
+      throw error
     } finally {
       asked -= limit
     }
@@ -223,11 +231,12 @@ export function createWorker(options: WorkerOptions): Worker {
         () => broker.claim(request),
         (claim) => claim,
       )
+      failedClaims = 0
       answered(null)
     } catch (error) {
       if (!(error instanceof StoreUnavailable)) throw error
       more = true
-      pausedUntil = clock.now() + unanswered(error)
+      pausedUntil = clock.now() + unanswered(error, ++failedClaims)
     }
   }
 

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { Redis } from 'ioredis'
+import sequence from '#services/workers/sequence/worker.ts'
 import sum from '#services/workers/sum/worker.ts'
 import { silentLog } from '#shared/runtime/log.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
@@ -140,6 +141,61 @@ test('a full Redis takes no new task, and lets those that are there be run and s
   time = Date.now() + DEFAULT_RETENTION_S * 1_000 + 10
   expect(await sweepOnce({ broker, contracts: {}, now: () => time }, 10)).toEqual({ expired: 3, adopted: 0 })
   expect(await redis.exists('tasks', 'tasks:expiry')).toBe(0)
+  redis.disconnect()
+  await broker.close()
+  await server.stop()
+})
+
+test('a full Redis takes no children, and the results of others do not wait for that', async () => {
+  const server = await startRedis()
+  const broker = createRedisBroker(createTcpClient({ url: server.url }))
+  const redis = new Redis(server.url)
+  const envelope = encodeEnvelope({ task_id: 'parent', kind: 'sequence', payload: { n: 3 } })
+  await broker.enqueue([{ id: 'parent', kind: 'sequence', priority: 'high', fresh: true, envelope }])
+  await broker.enqueue(['a', 'b', 'c'].map(task))
+  await redis.config('SET', 'maxmemory-policy', 'noeviction')
+  await redis.config('SET', 'maxmemory', '1')
+  const refusals: unknown[] = []
+  const log = { ...silentLog, warn: (...line: unknown[]) => void refusals.push(line) }
+  const worker = createWorker({ broker, log, implementations: [sequence, sum], keyring: null, concurrency: 1 })
+  const stop = new AbortController()
+  const working = worker.loop(stop.signal)
+  while ((await redis.hlen('tasks')) < 3) await redis.ping()
+  expect(JSON.stringify(refusals)).toContain('OOM')
+  expect((await broker.stats(['sequence', 'sum'])).map(({ running, succeeded }) => [running, succeeded])).toEqual([
+    [1, 0],
+    [0, 3],
+  ])
+  await redis.config('SET', 'maxmemory', '0')
+  while ((await redis.hexists('tasks', 'parent')) === 0) await redis.ping()
+  expect(JSON.parse((await redis.hget('tasks', 'parent')) ?? '')).toMatchObject({ result: '6', attempt: 1 })
+  stop.abort()
+  await working
+  redis.disconnect()
+  await broker.close()
+  await server.stop()
+})
+
+test('a full Redis lets leases be kept and tasks be cancelled', async () => {
+  const server = await startRedis()
+  let time = Date.now()
+  const broker = createRedisBroker(createTcpClient({ url: server.url }), { now: () => time })
+  const redis = new Redis(server.url)
+  await broker.enqueue([task('a')])
+  const [{ token = '' } = {}] = (await broker.claim(request)).tasks
+  await redis.config('SET', 'maxmemory-policy', 'noeviction')
+  await redis.config('SET', 'maxmemory', '1')
+  for (let beat = 1; beat <= 4; beat++) {
+    time += request.leaseMs / 2
+    const lease = { id: 'a', kind: 'sum', token, progress: { done: beat, total: 4 } }
+    expect(await broker.extend([lease], request.leaseMs)).toEqual({ lost: [], cancelled: [] })
+  }
+  expect((await broker.claim({ ...request, takeBack: true })).tasks).toEqual([])
+  expect((await broker.get(['a']))[0]?.live).toMatchObject({ attempts: 0, progress: { done: 4, total: 4 } })
+  const record = '{"result":"","status_code":499,"status":"cancelled"}'
+  const cancelled = await broker.cancel([{ id: 'a', kind: 'sum', record, endedAt: time, expiresAt: null }])
+  expect(cancelled).toMatchObject([{ id: 'a', cancelled: true }])
+  expect((await broker.extend([{ id: 'a', kind: 'sum', token }], request.leaseMs)).cancelled).toEqual(['a'])
   redis.disconnect()
   await broker.close()
   await server.stop()

@@ -50,6 +50,9 @@ local function batch(command)
   end
   return add, flush, listOf
 end
+-- A Redis that is full refuses a script whose first write may need memory, and none that has begun to write. What must go on all the same
+-- begins by freeing some, or by this, which frees none.
+local function mayGrow() call('HDEL', PENDING, '') end
 local function fetch(hash, ids)
   if #ids == 0 then return {} end
   if #ids <= 4000 then return call('HMGET', hash, unpack(ids)) end

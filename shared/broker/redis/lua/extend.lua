@@ -22,6 +22,7 @@ for i, value in ipairs(fetch(LIVE, ids)) do
     reply[i] = 1
   end
 end
+mayGrow()
 flushLeases(); flushLive()
 for j, record in ipairs(fetch(TASKS, ended)) do reply[endedAt[j]] = record or 2 end
 return reply
