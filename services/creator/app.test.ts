@@ -4,6 +4,7 @@ import type { Broker } from '#shared/broker/broker.ts'
 import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
 import { createAuth } from '#shared/http/auth.ts'
 import { MAX_BODY } from '#shared/http/body.ts'
+import { nextTurn } from '#shared/runtime/clock.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, newKey, openPayload } from '#shared/runtime/seal.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
@@ -223,6 +224,34 @@ describe('refusals, after which nothing is queued', () => {
       expect(await response.json()).toMatchObject({ type: 'urn:tasker:problem:store-unavailable' })
     }
     expect((await app.request('/readyz')).status).toBe(503)
+  })
+
+  test('what waits for a slow store is bounded: beyond it is a 503 with Retry-After, until the store has caught up', async () => {
+    const { broker, counts } = await setup()
+    const slow = Promise.withResolvers<void>()
+    const waiting: Broker = {
+      ...broker,
+      async enqueue(tasks) {
+        await slow.promise
+        return broker.enqueue(tasks)
+      },
+    }
+    const { post } = await setup({ broker: waiting })
+    const question = 'x'.repeat(100_000)
+    const answers: number[] = []
+    const posts = Array.from({ length: 350 }, async () => {
+      const response = await post('/chat', { question, api_key: 'sk-1' })
+      answers.push(response.status)
+      if (response.status === 503) expect(response.headers.get('Retry-After')).toBe('1')
+    })
+    while (answers.length < 31) await nextTurn()
+    expect(answers.every((status) => status === 503)).toBe(true)
+    slow.resolve()
+    await Promise.all(posts)
+    const accepted = answers.filter((status) => status === 201).length
+    expect(accepted).toBeWithin(310, 320)
+    expect(await counts()).toBe(accepted)
+    expect((await post('/sum', { num1: 1, num2: 2 })).status).toBe(201)
   })
 
   test('tokens: 401 without, 403 without the scope, 201 with it', async () => {

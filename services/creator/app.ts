@@ -41,15 +41,18 @@ export interface CreatorDeps {
 const MAX_GROUP = 500
 const MAX_GROUP_CHARS = 500_000
 
+/** Characters of envelopes that may wait for a store that is slow. */
+const MAX_WAITING_CHARS = 32_000_000
+
 /** The creator: `POST /{kind}` and `POST /{kind}/batch` for every kind of the registry. It answers 201 only after the store has acknowledged. */
 export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
   const { broker, contracts, managerUrl, now = Date.now, newId = uuidv7 } = deps
   const kinds = Object.keys(contracts)
-  const enqueue = createGroup((tasks: NewTask[]) => broker.enqueue(tasks), {
-    maxBatch: MAX_GROUP,
-    weigh: ({ envelope }) => envelope.length,
-    maxWeight: MAX_GROUP_CHARS,
+  const weigh = ({ envelope }: NewTask) => envelope.length
+  const enqueueTogether = createGroup((tasks: NewTask[]) => broker.enqueue(tasks), {
+    ...{ maxBatch: MAX_GROUP, weigh, maxWeight: MAX_GROUP_CHARS },
   })
+  let waitingChars = 0
   const location = (id: string) => `${managerUrl}/task/${encodeURIComponent(id)}`
 
   const app = createBase({
@@ -94,6 +97,22 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
     })
     const dueAt = run_at ?? (delay_ms ? createdAt + delay_ms : null)
     return { id, kind: contract.kind, priority, envelope, dueAt, fresh }
+  }
+
+  /** @throws Problem with code `store_busy` when too much waits for the store already. */
+  async function enqueue(tasks: readonly NewTask[]) {
+    const chars = tasks.reduce((sum, task) => sum + weigh(task), 0)
+    if (waitingChars + chars > MAX_WAITING_CHARS) {
+      const detail =
+        'The store takes tasks more slowly than they come. Nothing was accepted: send the request again later.'
+      throw new Problem('store_busy', detail, { headers: { 'Retry-After': '1' } })
+    }
+    waitingChars += chars
+    try {
+      return await enqueueTogether(tasks)
+    } finally {
+      waitingChars -= chars
+    }
   }
 
   /** Enqueues a task whose id may be known, and answers with the task that the key stands for. */

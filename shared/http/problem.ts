@@ -22,6 +22,7 @@ const PROBLEMS = {
   misconfigured: [500, 'The service is not set up'],
   not_guarded: [503, 'The service is not set up'],
   too_many_waiters: [503, 'Too many requests wait'],
+  store_busy: [503, 'Too much waits for the store'],
   store_unavailable: [503, 'The store does not answer'],
 } as const satisfies Record<string, readonly [status: number, title: string]>
 
@@ -75,7 +76,8 @@ function toProblem(error: unknown): Problem {
     if (error.code === 'task_not_found' || error.code === 'state_conflict')
       return new Problem(error.code, error.message)
     if (error.code === 'store_unavailable') {
-      const detail = 'The store does not answer. Nothing was accepted: send the request again.'
+      const detail =
+        'The store does not answer. Send the request again: a creation with an Idempotency-Key is one task, even if the store has taken it already.'
       return new Problem('store_unavailable', detail, { headers: { 'Retry-After': '1' } })
     }
   }
