@@ -6,6 +6,7 @@ import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { runMain } from '#shared/runtime/process.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
+import { watchEventLoop } from '#shared/runtime/watchdog.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 
@@ -30,8 +31,10 @@ export async function startWorker(
     graceMs: config.workerGraceMs,
   })
   const kinds = implementations.map(({ contract }) => contract.kind)
+  const watchdog = watchEventLoop(config.leaseMs)
   log.info('Working.', { kinds })
   await worker.loop(signal)
+  await watchdog.stop()
   log.info('Stopped.', { kinds })
 }
 
