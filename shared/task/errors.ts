@@ -73,8 +73,11 @@ export class RunAborted extends TaskerError {
 
 /** The store did not answer, or refused. Nothing is known to have been accepted. The message names the operation, never its data. */
 export class StoreUnavailable extends TaskerError {
-  constructor(message: string, options?: ErrorOptions) {
+  /** The store answered, and would not do what it was asked; it may do something else. */
+  readonly refused: boolean
+  constructor(message: string, options: ErrorOptions & { refused?: boolean } = {}) {
     super('store_unavailable', message, options)
+    this.refused = options.refused ?? false
   }
 }
 

@@ -10,11 +10,14 @@ export interface RetryRules {
   maxBackoffMs: number
 }
 
+/** Whoever asks to be left alone for longer has made a mistake, or means for ever. */
+const MAX_RETRY_AFTER_MS = 86_400_000
+
 export const DEFAULT_RETRY: RetryRules = { maxAttempts: 5, backoffMs: 1_000, maxBackoffMs: 300_000 }
 
 /**
  * Milliseconds to wait after attempt number `attempt` failed: exponential, with "equal jitter" (half fixed, half random), so that tasks
- * that failed together do not come back together. `random` is in [0, 1). A provider's `Retry-After` is a lower bound.
+ * that failed together do not come back together. `random` is in [0, 1). A provider's `Retry-After` is a lower bound, up to a day.
  */
 export function backoffMs(input: {
   attempt: number
@@ -25,7 +28,8 @@ export function backoffMs(input: {
   const { attempt, rules, random } = input
   const full = Math.min(rules.maxBackoffMs, rules.backoffMs * 2 ** Math.max(0, attempt - 1))
   const jittered = Math.round(full / 2 + (full / 2) * random)
-  return Math.max(jittered, input.retryAfterMs ?? 0)
+  const atLeast = input.retryAfterMs ?? 0
+  return Number.isNaN(atLeast) ? jittered : Math.max(jittered, Math.min(Math.round(atLeast), MAX_RETRY_AFTER_MS))
 }
 
 /** True when a failed attempt may be followed by another. `attempt` is 1 for the first run. */

@@ -79,8 +79,11 @@ class Seat implements RunPorts {
   }
 
   /** Whether this claim goes on where the run was parked. */
-  fits({ attempt, calls, steps }: Claimed): boolean {
-    return this.claimed.attempt === attempt && this.parent.calls === calls && this.parent.steps === steps
+  fits({ attempt, calls, steps, envelope }: Claimed): boolean {
+    const { parent, claimed } = this
+    return (
+      claimed.attempt === attempt && parent.calls === calls && parent.steps === steps && claimed.envelope === envelope
+    )
   }
 
   resume(claimed: Claimed): void {
@@ -153,6 +156,8 @@ class ClaimedRun implements Execution {
   #seat: Seat | null = null
   #payload: unknown
   #aborted: RunAborted | null = null
+  /** What it ended with is known, and perhaps on its way to the store: nothing can stop it any more. */
+  #over = false
 
   constructor(deps: ExecutorDeps, seats: Map<string, Seat>, claimed: Claimed) {
     this.#deps = deps
@@ -166,6 +171,7 @@ class ClaimedRun implements Execution {
   }
 
   abort(reason: RunAborted): void {
+    if (this.#over) return
     this.#aborted ??= reason
     this.#seat?.run?.abort(this.#aborted)
   }
@@ -223,6 +229,8 @@ class ClaimedRun implements Execution {
         for await (const part of partsOf(seat.parent, run.waiting(), { now: clock.now(), keyring })) {
           if (part.park) {
             await seat.park()
+            if (this.#aborted) throw this.#aborted
+            this.#over = true
             this.#keep(seat)
             return { ...this.#lease(), ...part }
           }
@@ -268,6 +276,15 @@ class ClaimedRun implements Execution {
   }
 
   #failed(error: unknown): Outcome | null {
+    try {
+      return this.#judged(error)
+    } catch {
+      const message = 'The handler failed with something that cannot be stored.'
+      return this.#end({ state: 'failed', statusCode: 500, error: { type: 'error', message } })
+    }
+  }
+
+  #judged(error: unknown): Outcome | null {
     const code = this.#aborted?.code
     if (code === 'lease_lost' || code === 'cancelled') return null
     const { id, kind, token } = this.claimed
@@ -356,9 +373,19 @@ async function unsealed(contract: Contract, envelope: Envelope, keyring: Keyring
   return parsePayload(contract, keyring ? await openPayload(keyring, contract, id, payload) : payload)
 }
 
+/** What was thrown, in words. A handler may throw anything: what has no text, or an error whose message is none. */
+function textOf(thrown: unknown): string {
+  try {
+    const said: unknown = thrown instanceof Error ? thrown.message : thrown
+    return typeof said === 'string' ? said : (JSON.stringify(said) ?? String(said))
+  } catch {
+    return 'The handler threw something that has no text.'
+  }
+}
+
 /** What an error says of the task: whether it may be tried again, when at the earliest, and what to tell. */
 function judge(error: unknown) {
-  const message = error instanceof Error ? error.message : String(error)
+  const message = textOf(error)
   const known = { type: error instanceof TaskerError ? error.code : 'error', message, afterMs: null as number | null }
   if (error instanceof InvalidInput) {
     const details = error.issues.map((issue) => `${issue.path}: ${issue.message}`).join('; ')

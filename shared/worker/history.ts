@@ -3,7 +3,14 @@ import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import { redact } from '#shared/task/define.ts'
 import { ChildFailed, PermanentError } from '#shared/task/errors.ts'
 import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
-import { childId, type Envelope, encodeEnvelope, type FinalRecord, type Priority } from '#shared/task/task.ts'
+import {
+  childId,
+  type Envelope,
+  encodeEnvelope,
+  type FinalRecord,
+  finalState,
+  type Priority,
+} from '#shared/task/task.ts'
 import { type CallGroup, mismatch, type Sleep } from './run.ts'
 
 /** A fan-out goes to the store in parts of so many children or characters, so that no call grows over about half a megabyte. */
@@ -106,7 +113,7 @@ function resultOf(parent: Parent, group: CallGroup, i: number, text: string): { 
   const record = readRecord(text)
   if (!record) return failure(500, 'bad_record', `The final record of ${contract.kind} task ${taskId} is unreadable.`)
   sameCall(parent, group, i, record)
-  if (record.status_code >= 400) {
+  if (finalState(record) !== 'succeeded') {
     return failure(record.status_code, record.error?.type ?? 'failed', record.error?.message ?? record.result)
   }
   const parsed = contract.output.safeParse(decodeResult(record))
@@ -182,9 +189,10 @@ export async function* partsOf(
     })
   const part = (park: boolean): CallOutcome => ({
     type: 'call',
-    ...{ children, records: records.splice(0), calls: parent.calls, steps: parent.steps, park },
+    ...{ children, records: records.splice(0, PART_TASKS), calls: parent.calls, steps: parent.steps, park },
     wakeAt: park && sleeps.length > 0 ? Math.min(...sleeps.map((sleep) => sleep.until ?? deps.now)) : null,
   })
+  while (records.length > PART_TASKS) yield part(false)
   for (const group of waiting) {
     if (group.type !== 'call') continue
     for (const i of group.missing) {

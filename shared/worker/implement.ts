@@ -40,7 +40,7 @@ export interface Context {
    */
   step<T>(name: string, effect: () => T | Promise<T>): Promise<T>
 
-  /** Waits without holding a worker, over restarts too. */
+  /** Waits so many ms without holding a worker, over restarts too. Rejects when `ms` is not a finite number. */
   sleep(ms: number): Promise<void>
 
   /** Shown with the task while it is live, from the next heartbeat on. */

@@ -1,8 +1,11 @@
 import { nextTurn } from '#shared/runtime/clock.ts'
 import { type Contract, parsePayload, type ResultOf } from '#shared/task/define.ts'
-import { HistoryMismatch, type RunAborted } from '#shared/task/errors.ts'
+import { HistoryMismatch, PermanentError, type RunAborted } from '#shared/task/errors.ts'
 import { childId } from '#shared/task/task.ts'
 import type { CallOptions, Context, Implementation } from './implement.ts'
+
+/** A hundred years: later is no time that every store and language can hold. */
+const MAX_SLEEP_MS = 100 * 365 * 86_400_000
 
 /** How far a run came: its handler ended, or it waits for entries of its history that are not there yet. */
 export type Progress = { type: 'returned'; value: unknown } | { type: 'threw'; error: unknown } | { type: 'stuck' }
@@ -131,10 +134,14 @@ export class Run {
   }
 
   sleep(ms: number): Promise<void> {
+    if (!Number.isFinite(ms)) {
+      const message = `ctx.sleep takes a number of milliseconds, and was given ${ms}.`
+      return Promise.reject(new PermanentError(message, { code: 'bad_sleep' }))
+    }
     const first = this.#next++
     return this.#enter<void>((resolve, _reject, leave) => ({
       type: 'sleep',
-      ...{ first, ms, until: null, stored: false },
+      ...{ first, ms: Math.round(Math.min(Math.max(ms, 0), MAX_SLEEP_MS)), until: null, stored: false },
       settle() {
         if (leave()) resolve()
       },

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import * as z from 'zod'
 import type { Broker } from '#shared/broker/broker.ts'
 import { retryTask } from '#shared/broker/retry.ts'
-import { cancelTree } from '#shared/broker/tree.ts'
+import { cancelTree, removeTree } from '#shared/broker/tree.ts'
 import { nextTurn } from '#shared/runtime/clock.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, type Keyring, sealPayload } from '#shared/runtime/seal.ts'
@@ -230,6 +230,42 @@ for (const store of stores) {
       await sleepy
       expect(signal.reason).toMatchObject({ code: 'lease_lost' })
       expect(await recordOf(id)).toMatchObject({ result: 'from the second worker', attempt: 2 })
+    })
+
+    test.each([
+      ['nothing at all', undefined],
+      ['what has no text', Object.create(null)],
+      ['an error without a message', Object.assign(new Error(), { message: undefined })],
+      ['an error whose message is no text', Object.assign(new Error(), { message: { code: 1 } })],
+      ['an error with a status that is no number', new PermanentError('odd', { statusCode: 10n as unknown as number })],
+    ])('a handler that throws %s fails its task', async (_, thrown) => {
+      for (const way of ['at once', 'later']) {
+        const bad = kind('bad', { retry: { maxAttempts: 1 } })
+        const id = await create(bad, {})
+        const handler = implement(bad, () => {
+          if (way === 'at once') throw thrown
+          return Promise.reject(thrown)
+        })
+        await worker([handler], { concurrency: 1 }).drain()
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', result: expect.any(String) })
+      }
+    })
+
+    test('a RetryLater without a sensible time waits as long as any other error', async () => {
+      const later = kind('later')
+      const ids = await Promise.all(
+        [Number.NaN, Number.POSITIVE_INFINITY, -5].map((afterMs) => create(later, { afterMs })),
+      )
+      const handler = implement(later, (payload, ctx) => {
+        if (ctx.attempt > 1) return 'well'
+        throw new RetryLater('Not now', payload as { afterMs: number })
+      })
+      await worker([handler]).drain()
+      for (const id of ids) expect(await stateOf(id)).toBe('delayed')
+      // The longest that anybody may ask for.
+      clock.advance(86_400_000)
+      await worker([handler]).drain()
+      for (const id of ids) expect(await recordOf(id)).toMatchObject({ result: 'well', attempt: 2 })
     })
 
     test('refuses a worker that wakes up after its lease went to another', async () => {
@@ -629,6 +665,87 @@ for (const store of stores) {
         await worker([handler, adder]).drain()
         expect(JSON.parse((await recordOf(id)).result)).toEqual(Array.from({ length: 1_200 }, (_, i) => i))
         expect((await broker.stats(['add']))[0]?.succeeded).toBe(1_200)
+      })
+
+      test.each([
+        ['a heartbeat', 10_000, {}],
+        ['its time limit', 70_000, { leaseMs: 600_000 }],
+      ])('a parent that is being parked is not stopped by %s', async (_, ms, options) => {
+        const id = await create(parent, {})
+        const handler = implement(parent, async (_, ctx) => `${await ctx.call(add, { a: 1, b: 2 })} in ${ctx.attempt}`)
+        const [parked, looked] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+        const late: Broker = {
+          ...broker,
+          // The store has parked it, and the answer is on its way.
+          async settle(outcomes, next) {
+            const settled = await broker.settle(outcomes, next)
+            if (!outcomes.some(({ type }) => type === 'call')) return settled
+            parked.resolve()
+            await looked.promise
+            return settled
+          },
+          async extend(...args) {
+            const lapsed = await broker.extend(...args)
+            looked.resolve()
+            return lapsed
+          },
+        }
+        const drained = worker([handler, adder], { broker: late, ...options }).drain()
+        await parked.promise
+        clock.advance(ms)
+        if ('leaseMs' in options) {
+          for (let turn = 0; turn < 3; turn++) await nextTurn()
+          looked.resolve()
+        }
+        await drained
+        expect(await recordOf(id)).toMatchObject({ status_code: 200, result: '3 in 1' })
+      })
+
+      test('what was parked goes on for its own task alone, and not for another of the same id', async () => {
+        const handler = implement(parent, async (payload, ctx) => [payload, await ctx.call(add, payload as never)])
+        const id = await create(parent, { a: 1, b: 1 })
+        const first = worker([handler])
+        await first.drain()
+        await removeTree({ broker, contracts: {}, now: clock.now }, id)
+        const envelope = encodeEnvelope({ task_id: id, kind: 'parent', payload: { a: 2, b: 2 } })
+        await broker.enqueue([{ id, kind: 'parent', priority: 'normal', envelope }])
+        await worker([handler]).drain()
+        await worker([adder]).drain()
+        await first.drain()
+        expect(JSON.parse((await recordOf(id)).result)).toEqual([{ a: 2, b: 2 }, 4])
+      })
+
+      test('a child that failed has failed, whatever its status code', async () => {
+        const moved = kind('moved')
+        const id = await create(parent, {})
+        const list = [
+          implement(parent, (_, ctx) => ctx.call(moved, {})),
+          implement(moved, () => {
+            throw new PermanentError('It has moved', { statusCode: 302 })
+          }),
+        ]
+        await worker(list).drain()
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', status_code: 302, result: 'It has moved' })
+      })
+
+      test.each([Number.NaN, Number.POSITIVE_INFINITY])('a sleep of %d ms fails its task, and no other', async (ms) => {
+        const id = await create(parent, {})
+        const other = await create(add, { a: 1, b: 2 })
+        await worker([implement(parent, (_, ctx) => ctx.sleep(ms)), adder]).drain()
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', error: { type: 'bad_sleep' } })
+        expect(await recordOf(other)).toMatchObject({ result: '3' })
+      })
+
+      test('sleeps as often at once as it likes', async () => {
+        const id = await create(parent, {})
+        const handler = implement(parent, async (_, ctx) => {
+          const sleeps = await Promise.all(Array.from({ length: 5_000 }, (_entry, i) => ctx.sleep(i % 10)))
+          return sleeps.length
+        })
+        await worker([handler]).drain()
+        clock.advance(10)
+        await worker([handler]).drain()
+        expect(await recordOf(id)).toMatchObject({ result: '5000', calls: 5_000, steps: 5_000 })
       })
 
       test('a re-run that calls something else fails, and says which call', async () => {

@@ -107,27 +107,59 @@ export function createWorker(options: WorkerOptions): Worker {
     mayGoOn: () => limits.mayGoOn?.() ?? true,
   })
 
-  const settleTogether = createGroup<Outcome, boolean>(
-    async (outcomes) => {
-      // What calls children, or ends one, queues tasks in this very call.
-      const queues: string[] = []
-      for (const outcome of outcomes) addKindsQueuedBy(outcome, queues)
-      if (queues.length > 0) more = true
-      const request = more ? claimRequest() : undefined
-      const { refused } = await claiming(
-        request,
-        () => broker.settle(outcomes, request),
-        (settled) => settled.next,
-      )
-      if (queues.length > 0 && !request) wake(null)
-      for (const kind of queues) queued.add(kind)
-      const lost = new Set(refused)
-      return outcomes.map(({ id }) => !lost.has(id))
-    },
-    { maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather, secondAt: SECOND_SETTLE_AT },
-  )
-  /** What the store refuses waits by itself: a full one takes ends, but no children, and the ends must not wait for those. */
-  const settle = (outcomes: readonly Outcome[]) => insist(() => settleTogether(outcomes))
+  const settleTogether = createGroup(settleParts, {
+    ...{ maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather, secondAt: SECOND_SETTLE_AT },
+  })
+
+  /**
+   * Settles in one call, or when the store will not do that, in two of halves: what it does not take (children, when it is full) must not hold up the
+   * rest. Gives for each whether it was accepted, or why the store did not say.
+   */
+  async function settleParts(outcomes: readonly Outcome[]): Promise<(boolean | StoreUnavailable)[]> {
+    try {
+      return await settleCall(outcomes)
+    } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error
+      if (!error.refused || outcomes.length === 1) return outcomes.map(() => error)
+      const middle = outcomes.length >> 1
+      return [...(await settleParts(outcomes.slice(0, middle))), ...(await settleParts(outcomes.slice(middle)))]
+    }
+  }
+
+  async function settleCall(outcomes: readonly Outcome[]): Promise<boolean[]> {
+    // What calls children, or ends one, queues tasks in this very call.
+    const queues: string[] = []
+    for (const outcome of outcomes) addKindsQueuedBy(outcome, queues)
+    if (queues.length > 0) more = true
+    const request = more ? claimRequest() : undefined
+    const { refused } = await claiming(
+      request,
+      () => broker.settle(outcomes, request),
+      (settled) => settled.next,
+    )
+    if (queues.length > 0 && !request) wake(null)
+    for (const kind of queues) queued.add(kind)
+    const lost = new Set(refused)
+    return outcomes.map(({ id }) => !lost.has(id))
+  }
+
+  /** Settles until the store has said of each outcome whether it is accepted. */
+  async function settle(outcomes: readonly Outcome[]): Promise<boolean[]> {
+    const accepted = new Map<Outcome, boolean>()
+    let open = outcomes
+    await insist(async () => {
+      const answers = await settleTogether(open)
+      let missing: StoreUnavailable | undefined
+      open = open.filter((outcome, i) => {
+        const answer = answers[i]
+        if (typeof answer === 'boolean') accepted.set(outcome, answer)
+        else missing = answer
+        return typeof answer !== 'boolean'
+      })
+      if (missing) throw missing
+    })
+    return outcomes.map((outcome) => accepted.get(outcome) === true)
+  }
 
   /** Makes a call again until the store is back: a result in hand is never thrown away. Gives up only when a stop's grace is over. */
   async function insist<T>(work: () => Promise<T>): Promise<T> {
@@ -255,7 +287,15 @@ export function createWorker(options: WorkerOptions): Worker {
 
   async function follow(execution: Execution, ending: Promise<Outcome | null>): Promise<void> {
     running++
-    const outcome = await ending
+    const outcome = await ending.catch((error: unknown) => {
+      const { id: task_id, kind } = execution.claimed
+      log.error('A task could not be ended; it runs again when its lease ends', {
+        task_id,
+        kind,
+        reason: messageOf(error),
+      })
+      return null
+    })
     running--
     signalChange()
     await report([{ execution, outcome }])
@@ -364,5 +404,10 @@ function addKindsQueuedBy(outcome: Outcome, kinds: string[]): void {
 
 function charsOf(outcome: Outcome): number {
   if (outcome.type === 'end') return outcome.record.length
-  return outcome.type === 'call' ? outcome.children.reduce((sum, { envelope }) => sum + envelope.length, 0) : 0
+  if (outcome.type !== 'call') return 0
+  const { children, records } = outcome
+  return (
+    children.reduce((sum, { envelope }) => sum + envelope.length, 0) +
+    records.reduce((sum, { record }) => sum + record.length, 0)
+  )
 }

@@ -51,7 +51,7 @@ export function createRestClient(options: RestClientOptions): RedisClient {
       // The SDK's errors carry the whole command: nothing of them but a code goes on.
       const code = replyCode(error)
       if (code === 'NOSCRIPT') throw error
-      if (code) throw new StoreUnavailable(`Redis refused to ${name}: ${code}.`)
+      if (code) throw new StoreUnavailable(`Redis refused to ${name}: ${code}.`, { refused: true })
       throw new AnswerLost(`Redis did not answer to ${name}`)
     }
   }

@@ -35,7 +35,9 @@ export function createTcpClient(options: {
       } catch (error) {
         if (isReply(error) && PASSING.test(error.message)) throw new AnswerLost(`Redis cannot ${script.name} now`)
         // The client's errors carry the whole command: nothing of them but the first words goes on.
-        if (isReply(error)) throw new StoreUnavailable(`Redis refused to ${script.name}: ${reason(error.message)}`)
+        if (isReply(error)) {
+          throw new StoreUnavailable(`Redis refused to ${script.name}: ${reason(error.message)}`, { refused: true })
+        }
         throw new AnswerLost(`Redis did not answer to ${script.name}`)
       }
     },

@@ -53,7 +53,7 @@ local set, flushSet, setOf = batch('HSET')
 local forget, flushForget, forgetOf = batch('HDEL')
 local index, flushIndex = batch('ZADD')
 local unindex, flushUnindex, unindexOf = batch('ZREM')
-local codes, calling, released, ended, roots, texts, sets = {}, {}, {}, {}, {}, {}, {}
+local codes, calling, released, ended, roots, texts, sets, dropped = {}, {}, {}, {}, {}, {}, {}, {}
 local HELD = { delayed = DELAYED, waiting = WAITING }
 local records, gone = setOf(TASKS), forgetOf(LIVE)
 
@@ -78,7 +78,7 @@ local function finish(o, head, line)
     head.leases = head.leases or unindexOf(of(head.kind, RUNNING))
     head.leases[#head.leases + 1] = id
   elseif line.state ~= 'queued' then unindex(of(head.kind, HELD[line.state]), id)
-  elseif head.type == 'cancel' then call('HINCRBY', of(head.kind, COUNTS), 'dropped', 1) end
+  elseif head.type == 'cancel' then dropped[head.kind] = (dropped[head.kind] or 0) + 1 end
   if not o.parent then
     roots[#roots + 1] = id
     texts[#texts + 1] = o.record
@@ -93,7 +93,8 @@ local function finish(o, head, line)
 end
 
 local function callChildren(o, head, t)
-  if #o.records > 0 then call('HSET', TASKS, unpack(o.records)) end
+  for i = 1, #o.records, 2 do set(TASKS, o.records[i], o.records[i + 1]) end
+  flushSet()
   local added = add(o.children, true)
   local pending = (added > 0 or head.park) and call('HINCRBY', PENDING, o.id, added) or 0
   t.id, t.calls, t.steps = o.id, head.calls, head.steps
@@ -154,9 +155,11 @@ for key, set in pairs(sets) do
   if more > 0 and key ~= EXPIRY then call('HINCRBY', of(set.head.kind, COUNTS), FINAL[set.head.final], more) end
 end
 flushIndex()
+for kind, count in pairs(dropped) do call('HINCRBY', of(kind, COUNTS), 'dropped', count) end
+-- Parents learn of what is written before anything else is tried.
+childrenEnded(ended)
 for _, c in ipairs(calling) do callChildren(unpack(c)) end
 for kind, tasks in pairs(released) do requeue(kind, tasks) end
-childrenEnded(ended)
 local reply = arg() == '1' and claim() or false
 sendWakes()
 if #roots > 0 then publish('tasks:events', endEvent()) end
