@@ -12,7 +12,7 @@ import { createWorker } from '#shared/worker/worker.ts'
 import type { Broker, NewTask } from '../broker.ts'
 import { sweepOnce } from '../expire.ts'
 import { AnswerLost } from './client.ts'
-import { createRedisBroker } from './redis.ts'
+import { createRedisBroker, partitionOf } from './redis.ts'
 import { createTcpClient } from './tcp.ts'
 
 const task = (id: string): NewTask => ({
@@ -111,6 +111,94 @@ test('a claim after a silence longer than a lease takes tasks for a whole lease'
   expect((await other.claim({ ...request, takeBack: true })).tasks).toEqual([])
   await one.close()
   await other.close()
+})
+
+test('no answer grows over about a megabyte, and none is missing', async () => {
+  const client = createTcpClient({ url: redisTestUrl() })
+  const sizes: number[] = []
+  const broker = createRedisBroker(
+    {
+      ...client,
+      async eval(...call) {
+        const reply = await client.eval(...call)
+        sizes.push(JSON.stringify(reply).length)
+        return reply
+      },
+    },
+    { namespace: randomNamespace() },
+  )
+  const ids = Array.from({ length: 30 }, (_, i) => `large-${i}`)
+  const large = 'x'.repeat(150_000)
+  for (const id of ids)
+    await broker.enqueue([{ ...task(id), envelope: encodeEnvelope({ task_id: id, payload: large }) }])
+  expect((await broker.get(ids)).map((stored) => stored?.live?.envelope.length)).toEqual(
+    ids.map((id) => encodeEnvelope({ task_id: id, payload: large }).length),
+  )
+  const claimed: string[] = []
+  while (claimed.length < ids.length) {
+    const { tasks } = await broker.claim({ ...request, limit: 60 })
+    expect(tasks.length).toBeGreaterThan(0)
+    claimed.push(...tasks.map(({ id }) => id))
+    await broker.settle(
+      tasks.map(({ id, kind, token }) => ({
+        ...{ type: 'end', state: 'succeeded', id, kind, token, endedAt: 0, expiresAt: 1 },
+        record: JSON.stringify({ result: large, status_code: 200 }),
+      })),
+    )
+  }
+  expect(claimed).toEqual(ids)
+  const expired = new Set<string>()
+  while (expired.size < ids.length) {
+    const swept = await broker.sweep(60)
+    expect(swept.expired.length).toBeGreaterThan(0)
+    for (const stored of await broker.get(swept.expired)) expect(stored?.record?.length).toBeGreaterThan(large.length)
+    for (const id of swept.expired) expired.add(id)
+    const ended = { kind: 'sum', state: 'succeeded', at: 0, expiresAt: 1 } as const
+    await broker.remove(swept.expired.map((id) => ({ id, ended })))
+  }
+  expect(Math.max(...sizes)).toBeLessThan(1_200_000)
+  await broker.close()
+})
+
+test('a partition that is away keeps nothing of the others from being claimed, settled and swept', async () => {
+  const client = createTcpClient({ url: redisTestUrl() })
+  let away = false
+  const broker = createRedisBroker(
+    {
+      ...client,
+      eval: (script, keys, args) =>
+        away && keys[0]?.includes('{1}:') ? Promise.reject(new AnswerLost('nothing')) : client.eval(script, keys, args),
+    },
+    { namespace: randomNamespace(), partitions: 3, resendAfterMs: [] },
+  )
+  const ids = Array.from({ length: 60 }, (_, i) => `task-${i}`)
+  const reachable = ids.filter((id) => partitionOf(id, 3) !== 1)
+  await broker.enqueue(ids.map(task))
+  away = true
+  const run: string[] = []
+  while (run.length < reachable.length) {
+    const { tasks } = await broker.claim({ ...request, limit: 7 })
+    expect(tasks.every(({ attempt }) => attempt === 1)).toBe(true)
+    run.push(...tasks.map(({ id }) => id))
+    const end = {
+      type: 'end',
+      state: 'succeeded',
+      record: '{"result":"","status_code":200}',
+      endedAt: 0,
+      expiresAt: 1,
+    } as const
+    const { refused, next } = await broker.settle(
+      tasks.map(({ id, kind, token }) => ({ ...end, id, kind, token })),
+      { ...request, limit: 0 },
+    )
+    expect([refused, next]).toEqual([[], { tasks: [], nextDueAt: null }])
+  }
+  expect(run.toSorted()).toEqual(reachable.toSorted())
+  await expect(broker.claim(request)).rejects.toBeInstanceOf(StoreUnavailable)
+  expect((await broker.sweep(100)).expired.toSorted()).toEqual(reachable.toSorted())
+  away = false
+  expect((await broker.claim({ ...request, limit: 60 })).tasks).toHaveLength(60 - reachable.length)
+  await broker.close()
 })
 
 test('a Redis that refuses says why, without the command', async () => {

@@ -1,7 +1,7 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
-import type { Broker, BrokerOptions, Claim, ClaimRequest, Listed, Swept } from '../broker.ts'
+import type { Broker, BrokerOptions, Claim, ClaimRequest, Listed, Stored, Swept } from '../broker.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
@@ -26,9 +26,6 @@ import {
   storedOf,
   wakesOf,
 } from './wire.ts'
-
-/** A claim stops after so many bytes of envelopes, so that no answer grows over about a megabyte. */
-const ENOUGH_BYTES = 900_000
 
 /** A call that has taken so long is not sent again: somebody waits for its answer. */
 const GIVE_UP_MS = 4_000
@@ -104,6 +101,24 @@ export function createRedisBroker(
     return answers
   }
 
+  /**
+   * Visits the partitions one after the other, another one first each time. One that does not answer fails the whole only when the others gave
+   * nothing: what they gave is held by now.
+   */
+  async function onEach(visit: (partition: number) => Promise<number | undefined>): Promise<void> {
+    const first = turn++
+    let given = 0
+    let failure: unknown
+    for (let i = 0; i < partitions; i++) {
+      try {
+        given += (await visit((first + i) % partitions)) ?? 0
+      } catch (error) {
+        failure ??= error
+      }
+    }
+    if (failure !== undefined && given === 0) throw failure
+  }
+
   /** Claims that no try of which was answered, by partition: the next one takes what they may have taken. */
   const unanswered = new Map<number, { token: string; deadline: number }>()
 
@@ -121,7 +136,7 @@ export function createRedisBroker(
     const { token, deadline } = before ?? { token: newToken(), deadline: now() + request.leaseMs }
     const order = request.kinds.map((kind) => kinds.number(kind))
     const args = (resent: boolean) => [
-      ...[request.limit, deadline, token, request.takeBack ? 1 : 0, resent || before ? 1 : 0, ENOUGH_BYTES],
+      ...[request.limit, deadline, token, request.takeBack ? 1 : 0, resent || before ? 1 : 0],
       ...[order.length, ...order],
     ]
     try {
@@ -152,26 +167,25 @@ export function createRedisBroker(
     async claim(request) {
       if (request.limit <= 0 || request.kinds.length === 0) return NOTHING
       const claim: Claim = { tasks: [], nextDueAt: null }
-      const first = turn++
-      for (let i = 0; i < partitions; i++) {
+      await onEach(async (partition) => {
         // With enough in hand, the other partitions are only visited to put back what is due.
-        if (claim.tasks.length >= request.limit && !request.takeBack) break
+        if (claim.tasks.length >= request.limit && !request.takeBack) return
         const kinds = kindNumbers()
         const rest = { ...request, limit: request.limit - claim.tasks.length }
-        const partition = (first + i) % partitions
         const taken = await claiming(rest, partition, kinds, async (args, token) =>
           claimOf(await run(scripts.claim, partition, kinds.names, args), token),
         )
         merge(claim, taken)
-      }
+        return taken.tasks.length
+      })
       return claim
     },
 
     async settle(outcomes, next) {
-      let claimed: Claim | null = null
       const claims = next && next.limit > 0 && next.kinds.length > 0 ? next : undefined
-      if (outcomes.length === 0)
-        return { refused: [], next: claims ? await broker.claim(claims) : next ? NOTHING : null }
+      // The call brings the next claim, too. With several partitions tasks wait in each, and a claim of its own sees to all.
+      const both = partitions === 1 && outcomes.length > 0 ? claims : undefined
+      let claimed = NOTHING
       const codes = await parted(
         outcomes,
         (outcome) => outcome.id,
@@ -183,24 +197,18 @@ export function createRedisBroker(
             const args = (resent: boolean) => [part.length, ...ends, ...claimArgs(resent)]
             return (await run(scripts.settle, partition, kinds.names, args)) as [number[], unknown]
           }
-          // One partition's call brings the next claim; with more of them, a claim of its own sees to the others.
-          if (!claims || claimed) return (await settle(() => [0]))[0]
-          const mine: Claim = { tasks: [], nextDueAt: null }
-          claimed = mine
-          return claiming(claims, partition, kinds, async (claimArgs, token) => {
+          if (!both) return (await settle(() => [0]))[0]
+          return claiming(both, partition, kinds, async (claimArgs, token) => {
             const [accepted, taken] = await settle((resent) => [1, ...claimArgs(resent)])
-            merge(mine, claimOf(taken, token))
+            claimed = claimOf(taken, token)
             return accepted
           })
         },
       )
-      if (claims && claimed && partitions > 1) {
-        const { tasks } = claimed as Claim
-        merge(claimed, await broker.claim({ ...claims, limit: claims.limit - tasks.length }))
-      }
+      if (claims && !both) claimed = await broker.claim(claims).catch(nothingWhenAway)
       return {
         refused: outcomes.filter((_, i) => codes[i] === -1).map((outcome) => outcome.id),
-        next: claimed ?? (next ? NOTHING : null),
+        next: next ? claimed : null,
       }
     },
 
@@ -230,8 +238,16 @@ export function createRedisBroker(
         ids,
         (id) => id,
         async (part, partition) => {
-          const reply = (await run(scripts.get, partition, [], () => [part.length, ...part])) as unknown[]
-          return reply.map((value, i) => storedOf(part[i] ?? '', value))
+          const read: (Stored | null)[] = []
+          let most = part.length
+          // A reply that is large stops early: then the rest is asked for, in parts of that size.
+          while (read.length < part.length) {
+            const asked = part.slice(read.length, read.length + most)
+            const reply = (await run(scripts.get, partition, [], () => [asked.length, ...asked])) as unknown[]
+            asked.slice(0, reply.length).forEach((id, i) => void read.push(storedOf(id, reply[i])))
+            if (reply.length < asked.length) most = reply.length + 1
+          }
+          return read
         },
       ),
 
@@ -313,18 +329,18 @@ export function createRedisBroker(
     async sweep(limit) {
       const expired: string[] = []
       const foreign: Swept['foreign'] = []
-      const first = turn++
-      for (let i = 0; i < partitions && expired.length < limit && foreign.length < limit; i++) {
+      await onEach(async (partition) => {
         const left = limit - Math.max(expired.length, foreign.length)
-        const reply = await run(scripts.sweep, (first + i) % partitions, [], () => [left])
-        const [ids, found] = reply as [string[], string[]]
+        if (left <= 0) return
+        const [ids, found] = (await run(scripts.sweep, partition, [], () => [left])) as [string[], string[]]
         expired.push(...ids)
         for (let j = 0; j + 2 < found.length; j += 3) {
           const [id = '', record = '', live = ''] = found.slice(j, j + 3)
           const { kind, envelope } = liveOf(live, 0)
           foreign.push({ id, kind, record, envelope })
         }
-      }
+        return ids.length + found.length
+      })
       return { expired, foreign }
     },
 
@@ -367,6 +383,12 @@ export function createRedisBroker(
   }
 
   return broker
+}
+
+/** A claim that follows what was settled must not make that look as if it had failed. */
+function nothingWhenAway(error: unknown): Claim {
+  if (error instanceof StoreUnavailable) return NOTHING
+  throw error
 }
 
 /** Why a lease is no longer held whose task has this final record, in the terms of extend.lua. */

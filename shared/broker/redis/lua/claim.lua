@@ -1,5 +1,5 @@
--- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), how many bytes are enough,
--- number of kinds, the kinds in order of turn.
+-- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), number of kinds,
+-- the kinds in order of turn.
 -- Returns { when the next is due or '', the ids with \30 between them, their live values (see common.lua) }.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
@@ -80,7 +80,7 @@ local function idOf(envelope)
 end
 
 local function claim()
-  local limit, deadline, token, back, resent, enough = number(), arg(), arg(), arg() == '1', arg() == '1', number()
+  local limit, deadline, token, back, resent = number(), arg(), arg(), arg() == '1', arg() == '1'
   local claimable, kindOf, priorityOf, queues, due, claimed, values = {}, {}, {}, {}, '', {}, {}
   local function answer() return { due, table.concat(claimed, '\30'), values } end
   for i = 1, number() do claimable[i] = number() end
@@ -98,12 +98,12 @@ local function claim()
   local pop = { 'LMPOP', #queues, unpack(queues) }
   for _, word in ipairs({ 'RIGHT', 'COUNT', limit }) do pop[#pop + 1] = word end
   while count < limit and not full do
-    pop[#pop] = limit - count
+    pop[#pop] = pieceOf(limit - count, count, bytes)
     local popped = call(unpack(pop))
     if not popped then break end
     local kind, ids, ours, envelopes, foreign = kindOf[popped[1]], {}, {}, {}, {}
     for i, envelope in ipairs(popped[2]) do
-      if bytes > 0 and bytes + #envelope > enough then
+      if bytes > 0 and bytes + #envelope > ENOUGH then
         -- Too much for one answer: the rest goes back, in its order, and is due at once.
         for j = #popped[2], i, -1 do call('RPUSH', popped[1], popped[2][j]) end
         full, due = true, nowText
