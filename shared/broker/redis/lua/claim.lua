@@ -94,11 +94,11 @@ local function claim()
   end
   local _, flushLive, liveOf = batch('HSET')
   local _, flushLeases, leasesOf = batch('ZADD')
-  local count, bytes, full = 0, 0, false
+  local count, bytes, full, taken = 0, 0, false, {}
   local pop = { 'LMPOP', #queues, unpack(queues) }
   for _, word in ipairs({ 'RIGHT', 'COUNT', limit }) do pop[#pop + 1] = word end
   while count < limit and not full do
-    pop[#pop] = pieceOf(limit - count, count, bytes)
+    pop[#pop] = pieceOf(limit - count, count, bytes, 4)
     local popped = call(unpack(pop))
     if not popped then break end
     local kind, ids, ours, envelopes, foreign = kindOf[popped[1]], {}, {}, {}, {}
@@ -120,7 +120,7 @@ local function claim()
         call('LTRIM', of(kind, BROKEN), 0, 999)
       end
     end
-    local ended, taken, dropped = {}, {}, 0
+    local ended, dropped = {}, 0
     for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
     local live, leases, again = liveOf(LIVE), leasesOf(of(kind, RUNNING)), 'running ' .. token .. ' '
     local first = again .. nowText
@@ -133,16 +133,16 @@ local function claim()
       if mine and not taken[id] then
         taken[id], count = true, count + 1
         claimed[count], values[count] = id, mine
-        local n = #live + 1
+        local n, m = #live + 1, #leases + 1
         live[n], live[n + 1] = id, mine
-        leases[n], leases[n + 1] = deadline, id
+        leases[m], leases[m + 1] = deadline, id
       elseif ours[i] then
         dropped = dropped + 1
       end
     end
     -- Below zero when a foreign program ended a task and left its envelope, which nobody counted.
     if dropped > 0 and call('HINCRBY', of(kind, COUNTS), 'dropped', -dropped) < 0 then call('HSET', of(kind, COUNTS), 'dropped', 0) end
-    flushLive(); flushLeases()
   end
+  flushLive(); flushLeases()
   return answer()
 end

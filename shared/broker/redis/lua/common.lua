@@ -66,16 +66,16 @@ end
 
 -- A call stops reading after so many bytes, so that it holds up others for some ms at most, and no answer grows over about a megabyte.
 local ENOUGH = 900000
--- How many more to read, of so many that are left, after so many were read with so many bytes in all: few at first, as nobody knows their size.
-local function pieceOf(left, count, bytes)
-  if count == 0 then return math.min(left, 4) end
+-- How many more to take, of so many that are left, after so many were taken with so many bytes in all: few at first, as nobody knows their size.
+local function pieceOf(left, count, bytes, first)
+  if count == 0 then return math.min(left, first) end
   return math.max(1, math.min(left, 4000, math.floor((ENOUGH - bytes) * count / math.max(bytes, 1))))
 end
 -- As fetch, but perhaps not all: at least one, until there are enough bytes.
 local function fetchSome(hash, ids)
   local values, bytes, count = {}, 0, 0
   while count < #ids and bytes < ENOUGH do
-    for _, value in ipairs(call('HMGET', hash, unpack(ids, count + 1, count + pieceOf(#ids - count, count, bytes)))) do
+    for _, value in ipairs(call('HMGET', hash, unpack(ids, count + 1, count + pieceOf(#ids - count, count, bytes, 50)))) do
       bytes = bytes + (value and #value or 0)
       if count > 0 and bytes > ENOUGH then return values end
       count = count + 1

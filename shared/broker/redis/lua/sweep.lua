@@ -2,7 +2,7 @@
 -- Returns { ids whose record has expired, { id, record, live value of each live task that has a record } }.
 local limit, ids, values, expired, foreign, bytes, scan = number(), {}, {}, {}, {}, 0, call('GET', SWEEP) or '0'
 while #ids < limit and bytes < ENOUGH do
-  local scanned = call('HSCAN', LIVE, scan, 'COUNT', pieceOf(limit - #ids, #ids, bytes))
+  local scanned = call('HSCAN', LIVE, scan, 'COUNT', pieceOf(limit - #ids, #ids, bytes, 4))
   scan = scanned[1]
   for i = 1, #scanned[2], 2 do
     local n = #ids + 1
