@@ -247,6 +247,13 @@ export function testClaim(test: Define): void {
     expect((await live(retried.id)).attempts).toBe(1)
   })
 
+  test('brings back nine thousand tasks at once', async ({ broker, clock, task, claimAll }) => {
+    const tasks = Array.from({ length: 9_000 }, () => task({ dueAt: clock.now() + 1 }))
+    await broker.enqueue(tasks)
+    clock.advance(1)
+    expect(await claimAll({ limit: 9_000, takeBack: true })).toHaveLength(9_000)
+  })
+
   test(
     'hands out a task once to two connections that claim at once',
     async ({ broker, again, task }) => {

@@ -326,6 +326,14 @@ export function testSettle(test: Define): void {
     expect(await broker.list({ kind: 'sum', state: 'succeeded', after: [], limit: 10 })).toEqual([])
   })
 
+  test('keeps the records of five thousand steps in one call', async ({ broker, run, record, live }) => {
+    const parent = await run()
+    const records = Array.from({ length: 5_000 }, (_, n) => ({ id: `${parent.id}.${n}`, record: recordOf('step') }))
+    await broker.settle([call(parent, { records, park: false })])
+    expect(await live(parent.id)).toMatchObject({ calls: 5_000, steps: 5_000 })
+    expect(await record(`${parent.id}.4999`)).toBe(recordOf('step'))
+  })
+
   test('claims the next tasks in the same call', async ({ broker, add, run, live }) => {
     const first = await run()
     const second = await add()

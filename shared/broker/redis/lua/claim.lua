@@ -3,7 +3,6 @@
 -- Returns { when the next is due or '', the ids with \30 between them, their live values (see common.lua) }.
 local function takeBack(claimable, limit)
   local keys, nextDue = {}, nil
-  local unindex, flushIndex = batch('ZREM')
   for _, kind in ipairs(claimable) do
     for key = RUNNING, WAITING do keys[#keys + 1] = of(kind, key) end
   end
@@ -29,8 +28,7 @@ local function takeBack(claimable, limit)
             tasks[#tasks + 1] = t
           end
         end
-        for _, id in ipairs(ids) do unindex(of(kind, key), id) end
-        flushIndex()
+        callAll('ZREM', of(kind, key), ids)
         requeue(kind, tasks)
         if #ids == limit then nextDue = now end
       end

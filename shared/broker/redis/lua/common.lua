@@ -28,7 +28,14 @@ local function join(t)
     .. t.priority .. ' ' .. t.kind .. ' ' .. t.progress .. '\n' .. t.envelope
 end
 
--- Arguments collect for each key and go out in one variadic command a key; 4,000 at a time, under Lua's limit for unpack.
+-- Sends a variadic command 4,000 arguments at a time, under Lua's limit for unpack. Returns the sum of the replies.
+local function callAll(command, key, list)
+  local sum = 0
+  for i = 1, #list, 4000 do sum = sum + call(command, key, unpack(list, i, math.min(i + 3999, #list))) end
+  return sum
+end
+
+-- Arguments collect for each key and go out in one variadic command a key.
 -- Gives a function that adds one or two arguments, one that sends them, and one that gives the list of a key, for those that add to it often.
 local function batch(command)
   local lists = {}
@@ -43,9 +50,7 @@ local function batch(command)
     if second then list[#list + 1] = second end
   end
   local function flush()
-    for key, list in pairs(lists) do
-      for i = 1, #list, 4000 do call(command, key, unpack(list, i, math.min(i + 3999, #list))) end
-    end
+    for key, list in pairs(lists) do callAll(command, key, list) end
     lists = {}
   end
   return add, flush, listOf
@@ -142,9 +147,7 @@ local function takeOut(key, times)
   local ids, shared, shrunk = {}, {}, 0
   for id in pairs(times) do ids[#ids + 1] = id end
   -- Those that are alone in their entry are found without their time, all at once.
-  local alone = 0
-  for i = 1, #ids, 4000 do alone = alone + call('ZREM', key, unpack(ids, i, math.min(i + 3999, #ids))) end
-  if alone == #ids then return 0 end
+  if callAll('ZREM', key, ids) == #ids then return 0 end
   for id, time in pairs(times) do
     shared[time] = shared[time] or {}
     shared[time][id] = true

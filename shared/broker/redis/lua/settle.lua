@@ -93,8 +93,7 @@ local function finish(o, head, line)
 end
 
 local function callChildren(o, head, t)
-  for i = 1, #o.records, 2 do set(TASKS, o.records[i], o.records[i + 1]) end
-  flushSet()
+  callAll('HSET', TASKS, o.records)
   local added = add(o.children, true)
   local pending = (added > 0 or head.park) and call('HINCRBY', PENDING, o.id, added) or 0
   t.id, t.calls, t.steps = o.id, head.calls, head.steps
