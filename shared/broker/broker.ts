@@ -5,7 +5,8 @@ import type { FinalState, LiveState, ParentRef, Priority, State } from '#shared/
  * harmless, so an answer that was lost after the store acted costs nothing. Drivers persist what they are told; the rules (is it retried, when, is
  * it final, what goes with it) are computed by the callers from `#shared/task`. Texts (envelopes, records) are opaque to a driver, but
  * for the `task_id` of a foreign envelope. Every method rejects with `StoreUnavailable` when the store does not answer.
- * Time is the clock given to the driver; all times are milliseconds since the epoch.
+ * Time is the clock given to the driver; all times are milliseconds since the epoch. A method that is given one that is not finite rejects with a
+ * `TypeError` and does nothing.
  */
 export interface Broker {
   /**

@@ -29,7 +29,7 @@ export function backoffMs(input: {
   const full = Math.min(rules.maxBackoffMs, rules.backoffMs * 2 ** Math.max(0, attempt - 1))
   const jittered = Math.round(full / 2 + (full / 2) * random)
   const atLeast = input.retryAfterMs ?? 0
-  return Number.isNaN(atLeast) ? jittered : Math.max(jittered, Math.min(Math.round(atLeast), MAX_RETRY_AFTER_MS))
+  return Number.isFinite(atLeast) ? Math.max(jittered, Math.min(Math.round(atLeast), MAX_RETRY_AFTER_MS)) : jittered
 }
 
 /** True when a failed attempt may be followed by another. `attempt` is 1 for the first run. */

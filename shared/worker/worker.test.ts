@@ -169,6 +169,24 @@ for (const store of stores) {
       expect(await recordOf(id)).toMatchObject({ result: 'done', attempt: 2 })
     })
 
+    test('tries again after its own delay when a RetryLater says no finite time, and keeps what ended beside it', async () => {
+      const limited = kind('limited', { retry: { maxAttempts: 4, backoffMs: 1_000 } })
+      const id = await create(limited, {})
+      const beside = await create(add, { a: 1, b: 2 })
+      const times = [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]
+      const handler = (_: unknown, ctx: Context) => {
+        if (ctx.attempt < 4) throw new RetryLater('Slow down', { afterMs: times[ctx.attempt - 1] ?? null })
+        return 'done'
+      }
+      const patient = worker([implement(limited, handler), adder])
+      for (const ms of [0, 1_000, 2_000, 4_000]) {
+        clock.advance(ms)
+        await patient.drain()
+      }
+      expect(await recordOf(id)).toMatchObject({ result: 'done', attempt: 4 })
+      expect(await recordOf(beside)).toMatchObject({ result: '3' })
+    })
+
     test('aborts the signal of a run whose time is up, and counts it as a failed attempt', async () => {
       const slow = kind('slow', { timeoutMs: 1_000, retry: { maxAttempts: 1 } })
       const id = await create(slow, {})
@@ -611,6 +629,19 @@ for (const store of stores) {
           expect(await recordOf(id)).toMatchObject({ result: 'slept', attempt: 1, steps: 1, started_at: startedAt })
         })
       }
+
+      test('a sleep of no finite time is an error in the handler', async () => {
+        const id = await create(parent, {}, { max_attempts: 1 })
+        const handler = implement(parent, async (_, ctx) => {
+          await ctx.sleep(1)
+          await ctx.sleep(Number.NaN)
+          return 'never'
+        })
+        await worker([handler]).drain()
+        clock.advance(1)
+        await worker([handler]).drain()
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', result: expect.stringContaining('NaN') })
+      })
 
       test('a sleep that is over wakes a parent whose child has not ended', async () => {
         const never = kind('never')

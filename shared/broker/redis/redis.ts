@@ -2,6 +2,7 @@ import { StoreUnavailable } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
 import type { Broker, BrokerOptions, Claim, ClaimRequest, Listed, Stored, Swept } from '../broker.ts'
+import { requireTimes } from '../times.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
@@ -382,7 +383,7 @@ export function createRedisBroker(
     },
   }
 
-  return broker
+  return requireTimes(broker)
 }
 
 /** A claim that follows what was settled must not make that look as if it had failed. */

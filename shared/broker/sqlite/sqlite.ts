@@ -1,5 +1,6 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import type { Broker, BrokerOptions } from '../broker.ts'
+import { requireTimes } from '../times.ts'
 import { type Database, openDatabase } from './database.ts'
 import { createEnding } from './ending.ts'
 import { createLook } from './look.ts'
@@ -62,7 +63,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
   const forget = db.prepare('DELETE FROM tasks WHERE id = ? AND record IS NOT NULL')
   const ping = db.prepare('SELECT 1')
 
-  return {
+  return requireTimes({
     enqueue: (tasks) =>
       write('enqueue', (news) =>
         tasks.map((task) => {
@@ -123,7 +124,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
       signals.close()
       db.close()
     },
-  }
+  })
 }
 
 function open(path: string, busyTimeoutMs: number): Database {

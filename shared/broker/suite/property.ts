@@ -251,9 +251,10 @@ const cancel = fc.record({ n: pick, keepS: fc.option(fc.nat({ max: 90 })) }).map
   ),
 )
 
-/** What the record of a task that has ended would tell. */
+/** What the record of a task that has ended would tell; of one that has not, something. */
 function endedAs({ task: { kind }, state, at, expiresAt }: models.ModelTask): Ended {
-  return { kind, state: FINAL_STATES.find((final) => final === state) ?? 'succeeded', at, expiresAt }
+  const final = FINAL_STATES.find((one) => one === state)
+  return { kind, state: final ?? 'succeeded', at: final ? at : null, expiresAt }
 }
 
 const remove = pick.map((n) =>

@@ -208,6 +208,33 @@ export function testSemantics(test: Define): void {
     expect(await broker.get([])).toEqual([])
   })
 
+  test('rejects a time that is no finite number, and does nothing', async ({ broker, run, task, live }) => {
+    const running = await run()
+    const [other, child] = [task(), task()]
+    const before = await live(running.id)
+    const ended = { kind: 'sum', state: 'failed', at: null } as const
+    for (const time of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
+      const calls = [
+        broker.enqueue([other, { ...child, dueAt: time }]),
+        broker.claim(request({ leaseMs: time })),
+        broker.settle([end(running, { endedAt: time })]),
+        broker.settle([end(running, { expiresAt: time })]),
+        broker.settle([end(running)], request({ leaseMs: time })),
+        broker.settle([retryAt(running, time)]),
+        broker.settle([call(running, { wakeAt: time })]),
+        broker.settle([call(running, { children: [{ ...child, dueAt: time }] })]),
+        broker.extend([running], time),
+        broker.cancel([cancellation(running, { endedAt: time })]),
+        broker.cancel([cancellation(running, { expiresAt: time })]),
+        broker.remove([{ id: running.id, ended: { ...ended, expiresAt: time } }]),
+        broker.retry([{ ...other, ended: { ...ended, at: time, expiresAt: null } }]),
+      ]
+      for (const one of calls) await expect(one).rejects.toBeInstanceOf(TypeError)
+    }
+    expect(await live(running.id)).toEqual(before)
+    expect(await broker.get(ids([other, child]))).toEqual([null, null])
+  })
+
   test('answers a ping', async ({ broker }) => {
     expect(await broker.ping()).toBeUndefined()
   })
