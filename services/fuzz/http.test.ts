@@ -1,149 +1,25 @@
-/** Every endpoint of creator and manager answers whatever comes: below 500, in the form of the interface, at once. */
+/** Every endpoint answers whatever comes: below 500, in the form of the interface, at once. */
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { connect } from 'node:net'
 import fc from 'fast-check'
 import type { Broker } from '#shared/broker/broker.ts'
 import { nextTurn } from '#shared/runtime/clock.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { createKeyring, newKey } from '#shared/runtime/seal.ts'
 import { type Server, serve } from '#shared/runtime/serve.ts'
+import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
+import { type RestEndpoint, startRestEndpoint } from '#shared/test/rest-endpoint.ts'
 import { stores } from '#shared/test/stores.ts'
 import { createApp as createCreator } from '../creator/app.ts'
+import creator from '../creator/edge.ts'
 import { createApp as createManager } from '../manager/app.ts'
+import manager from '../manager/edge.ts'
+import chat from '../workers/chat/edge.ts'
 import { contracts } from '../workers/contracts.ts'
-import { bounded, bytesOf, fieldsText, jsonText, oddText, TIMEOUT_MS } from './arbitrary.ts'
+import sum from '../workers/sum/edge.ts'
+import { bounded, TIMEOUT_MS } from './arbitrary.ts'
+import { ask, creationBody, edgeRequest, rawRequest, restRequest, sendBytes, serviceRequest } from './requests.ts'
 
 const KINDS = Object.keys(contracts)
-const FIELDS = [
-  'num1',
-  'num2',
-  'n',
-  'topic',
-  'question',
-  'api_key',
-  'model',
-  'payload',
-  'options',
-  '__proto__',
-  'constructor',
-]
-const OPTIONS = ['priority', 'delay_ms', 'run_at', 'timeout_ms', 'max_attempts', 'retention_s', '__proto__']
-
-const payload = fc.oneof(
-  fc.constantFrom(
-    '{"num1":1,"num2":2}',
-    '{"num1":-0,"num2":1e308}',
-    '{"n":3}',
-    '{"topic":"\\ud800","n":2,"api_key":"sk-x"}',
-    '{"question":"\\u0000","api_key":"\\udfff"}',
-  ),
-  fieldsText(FIELDS),
-  jsonText,
-)
-const option = fc.oneof(
-  jsonText,
-  fc.constantFrom('"high"', '0', '1', '8.64e15', '86400000', '"2026-01-01T00:00:00Z"', '"+275760-09-13T00:00:00Z"'),
-)
-const body = bytesOf(
-  fc.oneof(
-    payload,
-    fc.tuple(payload, fieldsText(OPTIONS, option)).map(([one, options]) => `{"payload":${one},"options":${options}}`),
-    fc.array(payload, { maxLength: 5 }).map((payloads) => `{"payloads":[${payloads.join()}]}`),
-  ),
-)
-
-const id = fc.oneof(oddText, fc.constantFrom('known', 'known.0', 'known.1'))
-const inPath = fc.oneof(
-  id.map((text) => encodeURIComponent(text.toWellFormed())),
-  fc.constantFrom('%', '%ff', '%00', '%2e%2e', '%2F', '%ED%A0%80', 'a%', 'x'.repeat(8_000)),
-)
-const query = fc
-  .array(
-    fc.tuple(
-      fc.constantFrom('wait', 'kind', 'status', 'parent', 'limit', 'cursor', '__proto__'),
-      fc.oneof(id, fc.constantFrom('60', '1', '200', ...KINDS, 'queued', 'failed')),
-    ),
-    { maxLength: 4 },
-  )
-  .map((pairs) => pairs.map(([name, value]) => `${name}=${encodeURIComponent(value.toWellFormed())}`).join('&'))
-const path = fc
-  .tuple(
-    fc.oneof(
-      fc.constantFrom(
-        '/',
-        '/healthz',
-        '/readyz',
-        '/tasks',
-        '/stats',
-        ...KINDS.flatMap((kind) => [`/${kind}`, `/${kind}/batch`]),
-      ),
-      inPath.map((one) => `/task/${one}`),
-      fc
-        .tuple(inPath, fc.constantFrom('cancel', 'retry', 'events', ''))
-        .map(([one, action]) => `/task/${one}/${action}`),
-      inPath.map((one) => `/${one}`),
-    ),
-    query,
-  )
-  .map(([at, asked]) => (asked === '' ? at : `${at}?${asked}`))
-
-/** Header values are bytes without line ends. */
-const headerValue = oddText.map((text) =>
-  Array.from(text, (char) => (/[^\x20-\x7e\x80-\xff]/.test(char) ? '?' : char))
-    .join('')
-    .slice(0, 2_000)
-    .trim(),
-)
-const headers = fc.dictionary(
-  fc.constantFrom(
-    'Content-Type',
-    'Content-Encoding',
-    'Accept',
-    'Authorization',
-    'Idempotency-Key',
-    'X-Request-Id',
-    'traceparent',
-    'Origin',
-    'X-Forwarded-For',
-    'Prefer',
-  ),
-  fc.oneof(
-    headerValue,
-    fc.constantFrom(
-      'application/json',
-      'text/plain',
-      'gzip',
-      'key',
-      'Bearer x',
-      '*/*;q=zzz',
-      'application/json;charset=utf-16',
-      ';;,,==',
-    ),
-  ),
-  { maxKeys: 4 },
-)
-const method = fc.oneof(
-  { weight: 3, arbitrary: fc.constant('POST') },
-  { weight: 1, arbitrary: fc.constant('GET') },
-  fc.constantFrom('DELETE', 'PUT', 'PATCH', 'HEAD', 'OPTIONS', 'PROPFIND', 'QUERY', 'get', 'X-ODD'),
-)
-
-const odd = fc.record({ method, path, headers, body: fc.option(body, { freq: 8 }), json: fc.boolean() })
-const plain = fc.record({ method, path, headers: fc.constant({}), body, json: fc.constant(true) })
-const FITTING: Record<string, string> = {
-  sum: '{"num1":-0,"num2":1e308}',
-  sequence: '{"n":3}',
-  chat: '{"question":"\\ud800","api_key":"\\u0000"}',
-  conversation: '{"topic":"\\udfff","n":1,"api_key":"x"}',
-}
-const fitting = fc.record({
-  method: fc.constant('POST'),
-  path: fc.constantFrom(...KINDS).map((kind) => `/${kind}`),
-  headers,
-  body: fc.constantFrom(...KINDS).map((kind) => new TextEncoder().encode(FITTING[kind])),
-  json: fc.boolean(),
-})
-const request = fc.oneof(odd, plain, fitting)
 
 async function open(store: (typeof stores)[number]) {
   const broker: Broker = store.open({ now: Date.now })
@@ -171,26 +47,16 @@ describe.each(stores)('on $name', (store) => {
     async (service) => {
       const seen = new Set<number>()
       await fc.assert(
-        fc.asyncProperty(request, async ({ json, ...asked }) => {
-          const hasBody = !['GET', 'HEAD', 'get'].includes(asked.method) && asked.body !== null
-          const given: Record<string, string> = {
-            ...(json ? { 'Content-Type': 'application/json' } : {}),
-            ...asked.headers,
-          }
-          const init = {
-            method: asked.method,
-            headers: given,
-            ...(hasBody ? { body: new Blob([asked.body as Uint8Array<ArrayBuffer>]).stream() } : {}),
-          }
-          const response = await scene.apps[service].request(new Request(`http://${service}${asked.path}`, init))
-          const text = await response.text()
+        fc.asyncProperty(serviceRequest, async (asked) => {
+          const { fetch } = scene.apps[service]
+          const response = await ask(asked, { fetch, url: `http://${service}`, timeoutMs: 5_000 })
           expect(scene.errors).toEqual([])
           expect(response.status).toBeLessThan(500)
           seen.add(response.status)
           expect(response.headers.get('X-Content-Type-Options')).toBe('nosniff')
-          if (response.status >= 400 && asked.method !== 'HEAD' && !given['Accept']) {
+          if (response.status >= 400 && asked.method !== 'HEAD' && !asked.headers['Accept']) {
             expect(response.headers.get('Content-Type')).toBe('application/problem+json')
-            expect(JSON.parse(text)).toMatchObject({ status: response.status, type: expect.any(String) })
+            expect(JSON.parse(response.text)).toMatchObject({ status: response.status, type: expect.any(String) })
           }
         }),
         bounded(4),
@@ -207,7 +73,7 @@ describe.each(stores)('on $name', (store) => {
     'what was created can be read, listed, counted and deleted',
     async () => {
       await fc.assert(
-        fc.asyncProperty(fc.constantFrom(...KINDS), body, async (kind, bytes) => {
+        fc.asyncProperty(fc.constantFrom(...KINDS), creationBody, async (kind, bytes) => {
           const { creator, manager } = scene.apps
           const init = {
             method: 'POST',
@@ -246,57 +112,13 @@ describe('over a socket', () => {
     await scene.broker.close()
   })
 
-  const line = fc.oneof(
-    oddText,
-    fc.constantFrom(
-      'Host: x',
-      'Content-Length: 5',
-      'Content-Length: -1',
-      'Content-Length: 99999999999999999999',
-      'Transfer-Encoding: chunked',
-    ),
-    fc.constantFrom(
-      'Transfer-Encoding: gzip, chunked',
-      'Content-Type: application/json',
-      'Expect: 100-continue',
-      'Upgrade: websocket',
-      ': x',
-      ' folded',
-    ),
-  )
-  const start = fc.oneof(
-    oddText,
-    fc.constantFrom(
-      'POST /sum HTTP/1.1',
-      'GET / HTTP/1.1',
-      'FOO / HTTP/1.1',
-      'GET http://x/ HTTP/1.1',
-      'GET * HTTP/1.1',
-      'PRI * HTTP/2.0',
-      'GET //x//../ HTTP/1.0',
-    ),
-  )
-
   test(
     'no bytes stop the server',
     async () => {
       const { port } = new URL(server.url)
       await fc.assert(
-        fc.asyncProperty(start, fc.array(line, { maxLength: 5 }), body, async (first, lines, bytes) => {
-          const answer = await new Promise<string>((resolve) => {
-            let received = ''
-            const socket = connect(Number(port), '127.0.0.1', () => {
-              socket.write(
-                Buffer.concat([Buffer.from(`${[first, ...lines].join('\r\n')}\r\n\r\n`), bytes.subarray(0, 100_000)]),
-              )
-              socket.end()
-            })
-            socket.on('data', (data) => {
-              received += data
-            })
-            socket.on('error', () => {})
-            socket.on('close', () => resolve(received))
-          })
+        fc.asyncProperty(rawRequest, async (bytes) => {
+          const answer = await sendBytes(bytes, { port: Number(port), timeoutMs: 5_000 })
           // 505 is Bun's, for versions of HTTP that there are not.
           expect(answer).not.toMatch(/^HTTP\/1\.1 5(?!05)/)
           expect((await fetch(`${server.url}/healthz`)).status).toBe(200)
@@ -304,6 +126,65 @@ describe('over a socket', () => {
         bounded(),
       )
       expect(scene.errors).toEqual([])
+    },
+    TIMEOUT_MS,
+  )
+})
+
+describe('on a Redis of their own', () => {
+  const TOKEN = 'a-token'
+  let redis: RedisServer
+  let rest: RestEndpoint
+  beforeAll(async () => {
+    redis = await startRedis()
+    rest = await startRestEndpoint(redis.url)
+  })
+  afterAll(async () => {
+    await rest.stop()
+    await redis.stop()
+  })
+
+  test(
+    'services and workers on the edge answer whatever is asked',
+    async () => {
+      const env = {
+        ...{ UPSTASH_REDIS_REST_URL: rest.url, UPSTASH_REDIS_REST_TOKEN: rest.token, LOG_LEVEL: 'silent' },
+        ...{ TASKER_TOKENS: TOKEN, TASKER_SECRET: newKey(), DRAIN_TOKEN: TOKEN, OPENAI_BASE_URL: 'http://127.0.0.1:9' },
+      }
+      const edges = { creator, manager, sum, chat }
+      const seen = new Set<string>()
+      await fc.assert(
+        fc.asyncProperty(fc.constantFrom(...Object.keys(edges)), edgeRequest(TOKEN), async (name, asked) => {
+          const later: Promise<unknown>[] = []
+          const context = { waitUntil: (work: Promise<unknown>) => void later.push(work) }
+          const fetch = (request: Request) => edges[name as keyof typeof edges].fetch(request, env, context)
+          const { status } = await ask(asked, { fetch, url: `http://${name}`, timeoutMs: 5_000 })
+          expect(status).toBeLessThan(500)
+          await Promise.all(later)
+          seen.add(`${name} ${status}`)
+        }),
+        bounded(2),
+      )
+      expect([...seen]).toEqual(
+        expect.arrayContaining(['sum 200', 'sum 202', 'sum 401', 'sum 405', 'chat 200', 'creator 422', 'manager 200']),
+      )
+    },
+    TIMEOUT_MS,
+  )
+
+  test(
+    'the REST endpoint answers whatever is asked',
+    async () => {
+      const seen = new Set<number>()
+      await fc.assert(
+        fc.asyncProperty(restRequest(rest.token), async (asked) => {
+          const { status } = await ask(asked, { fetch, url: rest.url, timeoutMs: 5_000 })
+          expect(status).toBeLessThan(500)
+          seen.add(status)
+        }),
+        bounded(4),
+      )
+      expect([...seen]).toEqual(expect.arrayContaining([200, 400, 401, 404, 405]))
     },
     TIMEOUT_MS,
   )

@@ -20,6 +20,7 @@ import conversation from '../workers/conversation/worker.ts'
 import sequence from '../workers/sequence/worker.ts'
 import sum from '../workers/sum/worker.ts'
 import { bounded, bytesOf, fieldsText, jsonText, oddText, TIMEOUT_MS } from './arbitrary.ts'
+import { queueBytes, recordBytes } from './rubbish.ts'
 
 const KINDS = Object.keys(contracts)
 let raw: Redis
@@ -59,42 +60,6 @@ async function settle({ worker, clock, broker }: Awaited<ReturnType<typeof open>
   throw new Error(`It did not come to an end: ${JSON.stringify(await broker.stats(KINDS))}`)
 }
 
-const payloads = fieldsText(
-  ['num1', 'num2', 'n', 'topic', 'question', 'api_key', 'model'],
-  fc.oneof(fc.constantFrom('1', '2', '"a"'), jsonText),
-)
-const envelopeText = fc.oneof(
-  jsonText,
-  fieldsText(
-    [
-      'task_id',
-      'task_id',
-      'payload',
-      'kind',
-      'v',
-      'created_at',
-      'priority',
-      'max_attempts',
-      'timeout_ms',
-      'retention_s',
-      'parent',
-      'traceparent',
-      '__proto__',
-    ],
-    fc.oneof(
-      jsonText,
-      payloads,
-      fc.constantFrom('1', '"high"', '{"id":"a","kind":"sum"}', '{"num1":1,"num2":2}', '{"n":2}'),
-    ),
-  ),
-  fc.tuple(oddText, payloads).map(([id, payload]) => `{"task_id":${JSON.stringify(id)},"payload":${payload}}`),
-  fc.tuple(oddText, payloads).map(([id, payload]) => `{"task_id":"${id}","v":1,"kind":"sum","payload":${payload}}`),
-)
-/** An id of bytes that are no text. */
-const badIds = fc
-  .uint8Array({ minLength: 1, maxLength: 8 })
-  .map((id) => Buffer.concat([Buffer.from('{"task_id":"'), id, Buffer.from('","payload":{"num1":1,"num2":2}}')]))
-
 const suffix = { high: ':high', normal: '', low: ':low' }
 
 test(
@@ -105,7 +70,7 @@ test(
       fc.record({
         kind: fc.constantFrom(...KINDS),
         priority: fc.constantFrom(...PRIORITIES),
-        bytes: fc.oneof({ weight: 4, arbitrary: bytesOf(envelopeText) }, { weight: 1, arbitrary: badIds }),
+        bytes: queueBytes,
       }),
       { minLength: 1, maxLength: 10 },
     )
@@ -131,48 +96,6 @@ test(
   TIMEOUT_MS,
 )
 
-const recordText = fc.oneof(
-  jsonText,
-  fc
-    .tuple(
-      fieldsText(
-        [
-          'result',
-          'status_code',
-          'content_type',
-          'kind',
-          'status',
-          'error',
-          'payload',
-          'attempt',
-          'created_at',
-          'finished_at',
-          'parent',
-          'calls',
-          'steps',
-          'step',
-          'retention_s',
-          '__proto__',
-        ],
-        fc.oneof(
-          jsonText,
-          fc.constantFrom(
-            '9007199254740991',
-            '1',
-            '"sum"',
-            '"sequence"',
-            '"failed"',
-            '"application/json"',
-            '{"id":"x","kind":"sum"}',
-            '{"type":"a","message":"b"}',
-          ),
-        ),
-      ),
-      fc.constantFrom('200', '204', '304', '404', '0', '99', '1e9', '"200"', '-0', 'null'),
-    )
-    .map(([fields, code]) => `{"result":"r","status_code":${code}${fields === '{}' ? '}' : `,${fields.slice(1)}`}`),
-)
-
 test(
   'whatever is written as a final record can be read, listed, tried again and deleted',
   async () => {
@@ -183,7 +106,7 @@ test(
     )
     const asks = fc.record({
       id,
-      bytes: bytesOf(recordText),
+      bytes: recordBytes,
       live: fc.boolean(),
       actions: fc.shuffledSubarray([
         'GET',
