@@ -165,9 +165,7 @@ describe('on a Redis of their own', () => {
         }),
         bounded(2),
       )
-      expect([...seen]).toEqual(
-        expect.arrayContaining(['sum 200', 'sum 202', 'sum 401', 'sum 405', 'chat 200', 'creator 422', 'manager 200']),
-      )
+      expect([...seen]).toEqual(expect.arrayContaining(['sum 200', 'sum 202', 'sum 401', 'sum 405', 'chat 200']))
     },
     TIMEOUT_MS,
   )

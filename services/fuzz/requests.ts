@@ -206,6 +206,12 @@ export const serviceRequest: fc.Arbitrary<Asked> = fc.oneof(
     headers: mostlyJson,
     body: fc.constantFrom(...KINDS).map((kind) => new TextEncoder().encode(FITTING[kind])),
   }),
+  fc.record({
+    method: fc.constantFrom('GET', 'POST', 'POST'),
+    path: fc.constantFrom('/task/known', '/task/known/cancel', '/task/known/retry', '/tasks', '/stats'),
+    headers: fc.constant({}),
+    body: fc.constant(null),
+  }),
 )
 
 /** Bodies of creations. */
