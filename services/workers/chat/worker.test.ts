@@ -1,81 +1,25 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { type ErrorResponse, LLMock } from '@copilotkit/aimock'
-import { Redis } from 'ioredis'
 import { createApp as createCreator } from '#services/creator/app.ts'
 import { createApp as createManager } from '#services/manager/app.ts'
 import { contracts } from '#services/workers/contracts.ts'
 import conversation from '#services/workers/conversation/worker.ts'
-import type { Broker } from '#shared/broker/broker.ts'
-import { createRedisBroker } from '#shared/broker/redis/redis.ts'
-import { createTcpClient } from '#shared/broker/redis/tcp.ts'
-import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
 import { cancelTree } from '#shared/broker/tree.ts'
 import { createAuth } from '#shared/http/auth.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, newKey } from '#shared/runtime/seal.ts'
+import { type Durable, type DurableStore, durableStores } from '#shared/test/durable-stores.ts'
+import { findForms, formsOf } from '#shared/test/forms.ts'
 import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
-import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 import { createChat } from './worker.ts'
 
 const KEY = 'sk-live-4f8Zq0-do-not-tell'
-const FORMS = [KEY, btoa(KEY), Buffer.from(KEY).toString('hex'), encodeURIComponent(KEY)]
-
-interface Place {
-  broker: Broker
-  /** Everything that the store holds, as text. */
-  dump(): Promise<string>
-  close(): Promise<void>
-}
-
-const places: Record<string, (now: () => number) => Place> = {
-  SQLite(now) {
-    const dir = mkdtempSync(join(tmpdir(), 'tasker-chat-'))
-    const broker = createSqliteBroker({ path: join(dir, 'tasker.db'), now })
-    return {
-      broker,
-      dump: async () =>
-        readdirSync(dir)
-          .map((file) => readFileSync(join(dir, file), 'latin1'))
-          .join('\n'),
-      async close() {
-        await broker.close()
-        rmSync(dir, { recursive: true })
-      },
-    }
-  },
-  Redis(now) {
-    const namespace = randomNamespace()
-    const broker = createRedisBroker(createTcpClient({ url: redisTestUrl() }), { now, namespace })
-    const redis = new Redis(redisTestUrl())
-    return {
-      broker,
-      async dump() {
-        const keys = await redis.keys(`${namespace}*`)
-        const values = await Promise.all(keys.map((key) => redis.dumpBuffer(key)))
-        const readable = await Promise.all(
-          keys.map(async (key) => {
-            const type = await redis.type(key)
-            return type === 'hash' ? redis.hgetall(key) : type === 'list' ? redis.lrange(key, 0, -1) : null
-          }),
-        )
-        return values.map((value) => value?.toString('latin1')).join('\n') + JSON.stringify(readable)
-      },
-      async close() {
-        await broker.close()
-        redis.disconnect()
-      },
-    }
-  },
-}
-
-describe.each(Object.keys(places))('chat and conversation on %s', (name) => {
+describe.each(durableStores)('chat and conversation on $name', ({ start }) => {
   const model = new LLMock({ port: 0 })
+  let durable: Durable
   let clock: ManualClock
-  let place: Place
+  let store: DurableStore
   let lines: string[]
   let bodies: string[]
   let post: (path: string, body: unknown) => Promise<string>
@@ -84,25 +28,27 @@ describe.each(Object.keys(places))('chat and conversation on %s', (name) => {
 
   beforeAll(async () => {
     await model.start()
+    durable = await start()
   })
-  afterAll(() => model.stop())
+  afterAll(async () => {
+    await model.stop()
+    await durable.stop()
+  })
 
   beforeEach(async () => {
     model.reset()
     clock = manualClock()
     lines = []
     bodies = []
-    const open = places[name]
-    if (!open) throw new Error(name)
-    place = open(clock.now)
+    store = await durable.open({ now: clock.now })
     const keyring = await createKeyring([newKey()])
     const log = createLogger('debug', (line) => lines.push(line))
     const auth = await createAuth([])
-    const deps = { broker: place.broker, contracts, log, auth, now: clock.now }
+    const deps = { broker: store.broker, contracts, log, auth, now: clock.now }
     const creator = createCreator({ ...deps, keyring, managerUrl: 'http://manager' })
     const manager = createManager(deps)
     const worker = createWorker({
-      ...{ broker: place.broker, clock, keyring, log, random: () => 0 },
+      ...{ broker: store.broker, clock, keyring, log, random: () => 0 },
       implementations: [createChat({ baseUrl: `${model.url}/v1`, model: 'test-model', now: clock.now }), conversation],
     })
     drain = async () => (await worker.drain()).ran
@@ -122,9 +68,9 @@ describe.each(Object.keys(places))('chat and conversation on %s', (name) => {
   })
   afterEach(async () => {
     // Whatever a test did: the key is nowhere.
-    const everything = [await place.dump(), ...lines, ...bodies].join('\n')
-    await place.close()
-    for (const form of FORMS) expect(everything.includes(form)).toBe(false)
+    const places = { ...(await store.files()), log: lines.join('\n'), answers: bodies.join('\n') }
+    await store.broker.close()
+    expect(findForms(places, formsOf(KEY))).toEqual({})
   })
 
   const ask = () => post('/chat', { payload: { question: 'Why is the sky blue?', api_key: KEY } })
@@ -196,11 +142,11 @@ describe.each(Object.keys(places))('chat and conversation on %s', (name) => {
 
   test('a provider that cannot be reached is retried', async () => {
     const unreachable = createWorker({
-      ...{ broker: place.broker, clock, log: createLogger('debug', (line) => lines.push(line)), random: () => 0 },
+      ...{ broker: store.broker, clock, log: createLogger('debug', (line) => lines.push(line)), random: () => 0 },
       keyring: null,
       implementations: [createChat({ baseUrl: 'http://127.0.0.1:1/v1', model: 'test-model' })],
     })
-    await place.broker.enqueue([
+    await store.broker.enqueue([
       {
         ...{ id: 'in-clear', kind: 'chat', priority: 'normal' },
         envelope: JSON.stringify({
@@ -243,7 +189,7 @@ describe.each(Object.keys(places))('chat and conversation on %s', (name) => {
     answerOnce({ error: { message: 'Slow down' }, status: 429, retryAfter: 90 })
     const id = await ask()
     await drain()
-    await cancelTree({ broker: place.broker, contracts, now: clock.now }, id)
+    await cancelTree({ broker: store.broker, contracts, now: clock.now }, id)
     expect(await get(id)).toMatchObject({ status: 'cancelled', payload: { api_key: '[sealed]' } })
   })
 })
