@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, spyOn, test } from 'bun:test'
 import { type ErrorResponse, LLMock } from '@copilotkit/aimock'
 import { createApp as createCreator } from '#services/creator/app.ts'
 import { createApp as createManager } from '#services/manager/app.ts'
@@ -127,6 +127,22 @@ describe.each(durableStores)('chat and conversation on $name', ({ start }) => {
       error: { type: 'insufficient_quota' },
     })
     expect(JSON.stringify(task['error'])).toContain('No quota for [sealed]')
+  })
+
+  test('the client of the provider prints nothing, whatever its own setting says', async () => {
+    const printed = (['debug', 'info', 'log', 'warn', 'error'] as const).map((method) =>
+      spyOn(console, method).mockImplementation(() => undefined),
+    )
+    process.env['OPENAI_LOG'] = 'debug'
+    try {
+      answerOnce({ error: { message: `What is ${KEY}?`, code: 'bad' }, status: 400 })
+      await ask()
+      await drain()
+      expect(printed.flatMap(({ mock }) => mock.calls)).toEqual([])
+    } finally {
+      delete process.env['OPENAI_LOG']
+      for (const spy of printed) spy.mockRestore()
+    }
   })
 
   test('an error of the provider is retried, and its last words are kept', async () => {

@@ -21,6 +21,8 @@ export function createChat(options: {
       // Waiting is the queue's business.
       maxRetries: 0,
       timeout: chat.timeoutMs,
+      // With OPENAI_LOG set it would print what the provider answers, which may quote the key.
+      logLevel: 'off',
       ...(options.fetch && { fetch: options.fetch }),
     })
     try {
