@@ -35,3 +35,4 @@ export function kindKeys(prefix: string, kind: string): string[] {
 /** Channels carry hints, never state: what is lost costs only the wait for the next poll. They are common to all partitions. */
 export const WAKE_CHANNEL = 'tasks:wake'
 export const EVENT_CHANNEL = 'tasks:events'
+export const REPLICA_CHANNEL = 'tasks:replicas'

@@ -1,11 +1,14 @@
 import { Cluster, Redis } from 'ioredis'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
+import { REPLICA_CHANNEL } from './keys.ts'
 
 /**
  * A client over TCP. `url` is `redis://…` or `rediss://…`; with commas between several, they are nodes of a Cluster;
  * `redis+sentinel://host:26379,host:26379/name` asks the sentinels for the primary of that name, and follows it when it changes.
  * It connects by itself, and again when the connection is lost; meanwhile calls fail at once.
+ *
+ * @throws TypeError when replicas are to be waited for on a Cluster, which has no one primary that could be asked.
  */
 export function createTcpClient(options: {
   url: string
@@ -13,8 +16,9 @@ export function createTcpClient(options: {
   /** Replicas that must have a change before it counts as stored. With 0, a fail-over may lose what no replica had yet. */
   waitReplicas?: number
 }): RedisClient {
-  const { waitReplicas = 0 } = options
-  const own = settings(options.commandTimeoutMs ?? 5_000)
+  const { waitReplicas = 0, commandTimeoutMs = 5_000 } = options
+  if (waitReplicas > 0 && isCluster(options.url)) throw new TypeError('On a Cluster no replicas can be waited for.')
+  const own = settings(commandTimeoutMs)
   const main = connect(options.url, own)
   const connected = firstAnswer(main)
   const others = new Set<Redis | Cluster>()
@@ -30,9 +34,13 @@ export function createTcpClient(options: {
           if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error
           return main.eval(script.text, keys.length, ...keys, ...args)
         })
-        if (waitReplicas > 0 && script.writes) await replicated(main, waitReplicas)
+        if (waitReplicas > 0 && script.writes) {
+          const reached = await replicasReached(main as Redis, waitReplicas, commandTimeoutMs / 2)
+          if (reached < waitReplicas) throw new AnswerLost(`${reached} of ${waitReplicas} replicas have ${script.name}`)
+        }
         return reply
       } catch (error) {
+        if (error instanceof AnswerLost) throw error
         if (isReply(error) && PASSING.test(error.message)) throw new AnswerLost(`Redis cannot ${script.name} now`)
         // The client's errors carry the whole command: nothing of them but the first words goes on.
         if (isReply(error)) {
@@ -75,10 +83,14 @@ export function createTcpClient(options: {
 /** Refusals that pass: the server loads its data, has become a replica, or is being replaced. The call did not run, or is harmless to send again. */
 const PASSING = /^(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNBLOCKED)\b/
 
-/** @throws AnswerLost when too few replicas have what this connection has written, after half the time that a command may take. */
-async function replicated(connection: Redis | Cluster, replicas: number): Promise<void> {
-  const reached = await (connection as Redis).wait(replicas, CONNECT_TIMEOUT_MS / 2)
-  if (reached < replicas) throw new AnswerLost(`${reached} of ${replicas} replicas`)
+/**
+ * How many replicas have all that the primary did before: at once when they are enough, else when the time is over. WAIT counts those that have
+ * what its own connection wrote last; of one that has written nothing, all of them. A script that finds done what another connection did writes
+ * nothing. So a message to nobody goes first: for replicas that is a write.
+ */
+async function replicasReached(primary: Redis, enough: number, timeoutMs: number): Promise<number> {
+  const [, reached] = await Promise.all([primary.publish(REPLICA_CHANNEL, ''), primary.wait(enough, timeoutMs)])
+  return reached
 }
 
 function connect(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
@@ -86,6 +98,11 @@ function connect(url: string, options: ReturnType<typeof settings>): Redis | Clu
   // A lost connection shows in the calls that fail; without a listener the client would print it as well.
   connection.on('error', () => undefined)
   return connection
+}
+
+/** Several nodes; sentinels are several too, of one primary. */
+function isCluster(url: string): boolean {
+  return url.includes(',') && !url.startsWith('redis+sentinel:')
 }
 
 function open(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
@@ -102,9 +119,9 @@ function open(url: string, options: ReturnType<typeof settings>): Redis | Cluste
       ...(password === '' ? {} : { password: decodeURIComponent(password) }),
     })
   }
+  if (!isCluster(url)) return new Redis(url, options)
   const nodes = url.split(',').map((node) => node.trim())
   const { enableOfflineQueue, retryStrategy, ...redisOptions } = options
-  if (nodes.length === 1) return new Redis(url, options)
   return new Cluster(nodes, { redisOptions, enableOfflineQueue, clusterRetryStrategy: retryStrategy })
 }
 
