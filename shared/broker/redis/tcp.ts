@@ -19,7 +19,7 @@ export function createTcpClient(options: {
   const { waitReplicas = 0, commandTimeoutMs = 5_000 } = options
   if (waitReplicas > 0 && isCluster(options.url)) throw new TypeError('On a Cluster no replicas can be waited for.')
   const own = settings(commandTimeoutMs)
-  const main = connect(options.url, own)
+  const main = connect(options.url, own, () => !closed)
   const connected = firstAnswer(main)
   const others = new Set<Redis | Cluster>()
   let closed = false
@@ -55,7 +55,8 @@ export function createTcpClient(options: {
     },
 
     async subscribe(channel, on, onGap) {
-      const connection = connect(options.url, { ...own, enableOfflineQueue: true, maxRetriesPerRequest: null })
+      const patient = { ...own, enableOfflineQueue: true, maxRetriesPerRequest: null }
+      const connection = connect(options.url, patient, () => others.has(connection))
       others.add(connection)
       connection.on('message', (_channel: string, message: string) => {
         if (others.has(connection)) on(message)
@@ -75,7 +76,9 @@ export function createTcpClient(options: {
     async close() {
       if (closed) return
       closed = true
-      for (const connection of [main, ...others]) connection.disconnect()
+      const all = [main, ...others]
+      others.clear()
+      for (const connection of all) connection.disconnect()
     },
   }
 }
@@ -93,8 +96,12 @@ async function replicasReached(primary: Redis, enough: number, timeoutMs: number
   return reached
 }
 
-function connect(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
+function connect(url: string, options: ReturnType<typeof settings>, isWanted: () => boolean): Redis | Cluster {
   const connection = open(url, options)
+  // A client that is told of a fail-over while it asks a sentinel for the primary tries no more by itself.
+  connection.on('end', () => {
+    if (isWanted()) void connection.connect().catch(() => undefined)
+  })
   // A lost connection shows in the calls that fail; without a listener the client would print it as well.
   connection.on('error', () => undefined)
   return connection
@@ -115,6 +122,8 @@ function open(url: string, options: ReturnType<typeof settings>): Redis | Cluste
     })
     return new Redis({
       ...{ ...options, sentinels, name, failoverDetector: true, sentinelRetryStrategy: options.retryStrategy },
+      // One that is silent must not be waited for: the next is asked.
+      sentinelCommandTimeout: options.commandTimeout,
       ...(username === '' ? {} : { username: decodeURIComponent(username) }),
       ...(password === '' ? {} : { password: decodeURIComponent(password) }),
     })
