@@ -17,6 +17,10 @@ interface ComposeService {
   ports?: string[]
   healthcheck?: { test: string[] }
   restart: string
+  read_only?: boolean
+  tmpfs?: string[]
+  cap_drop?: string[]
+  security_opt?: string[]
   depends_on?: Record<string, { condition: string }>
 }
 
@@ -53,6 +57,20 @@ describe('docker-compose.yml', () => {
     const known = settingsOf(load)
     expect(Object.keys(service.environment ?? {}).filter((name) => !known.has(name))).toEqual([])
     expect(() => load({ ...withDefaults(service.environment), ...given })).not.toThrow()
+  })
+
+  test.each(ours)('%s may write nothing but a temporary folder, and gains no rights', (_, service) => {
+    const { read_only, tmpfs, cap_drop, security_opt } = service
+    expect({ read_only, tmpfs, cap_drop, security_opt }).toEqual({
+      ...{ read_only: true, tmpfs: ['/tmp'], cap_drop: ['ALL'], security_opt: ['no-new-privileges:true'] },
+    })
+  })
+
+  test('a page that points a name of its own at the published ports is not let in', () => {
+    for (const name of ['creator', 'manager']) {
+      const { doors } = loadConfig(withDefaults(compose.services[name]?.environment))
+      expect(doors).toMatchObject({ open: true, hosts: ['localhost', 'creator', 'manager'] })
+    }
   })
 
   test('the key of sealed fields is on a volume that the creator and the kinds with secrets share', () => {

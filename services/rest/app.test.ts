@@ -23,6 +23,7 @@ describe('who is let in', () => {
     for (const path of ['/ping', '/metrics', '/subscribe/ch', '/nothing', `/ping?_token=${TOKEN}x`]) {
       const answer = await ask(path)
       expect(answer.status).toBe(401)
+      expect(answer.headers.get('WWW-Authenticate')).toBe('Bearer')
       expect(await answer.json()).toEqual({ error: 'WRONGPASS invalid or missing auth token' })
     }
     expect((await ask(`/ping?_token=${TOKEN}`, { Authorization: 'Bearer other' })).status).toBe(401)

@@ -132,7 +132,7 @@ function answerAll(c: Context, replies: readonly Reply[]): Response {
 }
 
 function refuse(c: Context, status: ContentfulStatusCode, error: string): Response {
-  return c.json({ error }, status)
+  return c.json({ error }, status, status === 401 ? { 'WWW-Authenticate': 'Bearer' } : {})
 }
 
 function json(c: Context, body: string, status: ContentfulStatusCode): Response {

@@ -128,7 +128,7 @@ describe('the limit of requests', () => {
 
 describe('the name that a service is called by', () => {
   test('must be this machine’s, where nothing else keeps a page out whose name points here', async () => {
-    const { ask } = await setup({ loopbackOnly: true })
+    const { ask } = await setup({ hosts: [] })
     for (const host of [
       'localhost',
       'LOCALHOST:5000',
@@ -151,6 +151,14 @@ describe('the name that a service is called by', () => {
       expect(refused.status).toBe(421)
       expect(await refused.json()).toMatchObject({ type: 'urn:tasker:problem:misdirected' })
     }
+  })
+
+  test('may be one that is named, as in front of containers that are published on this machine alone', async () => {
+    const { ask } = await setup({ hosts: ['creator', 'tasks.example'] })
+    for (const host of ['localhost:5000', '127.0.0.1', 'creator:5000', 'Tasks.Example'])
+      expect((await ask('/', { Host: host })).status).toBe(200)
+    for (const host of ['evil.example', 'creator.evil.example'])
+      expect((await ask('/', { Host: host })).status).toBe(421)
   })
 
   test('is anything where tokens, or TASKER_OPEN, say who may come', async () => {

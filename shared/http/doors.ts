@@ -12,18 +12,18 @@ export interface Doors {
   readonly limiter: Limiter | null
   readonly trustedProxies: number
   readonly corsOrigins: readonly string[]
-  readonly loopbackOnly: boolean
+  readonly hosts: readonly string[] | null
 }
 
 /** One limiter for all requests of a process: where an app is made for each request, its doors are not. */
 export function createDoors(settings: DoorSettings): Doors {
-  const { rateLimit, trustedProxies, corsOrigins, loopbackOnly } = settings
+  const { rateLimit, trustedProxies, corsOrigins, hosts } = settings
   const limiter = rateLimit === null ? null : createLimiter(rateLimit)
-  return { limiter, trustedProxies, corsOrigins, loopbackOnly }
+  return { limiter, trustedProxies, corsOrigins, hosts }
 }
 
 /** Without limits, proxies and foreign pages. */
-export const PLAIN_DOORS: Doors = { limiter: null, trustedProxies: 0, corsOrigins: [], loopbackOnly: false }
+export const PLAIN_DOORS: Doors = { limiter: null, trustedProxies: 0, corsOrigins: [], hosts: null }
 
 /** Headers that keep browsers from doing more with an answer than showing it, and caches from keeping it. A route may say otherwise of the cache. */
 export function safeHeaders(): MiddlewareHandler {
@@ -47,14 +47,14 @@ export function safeHeaders(): MiddlewareHandler {
   }
 }
 
-/** 421 for requests that know this machine by another name; null when any name will do. */
-export function refuseStrangeHosts({ loopbackOnly }: Doors): MiddlewareHandler | null {
-  if (!loopbackOnly) return null
+/** 421 for requests that call the service by a name that is neither its machine's nor given to it; null when any name will do. */
+export function refuseStrangeHosts({ hosts }: Doors): MiddlewareHandler | null {
+  if (hosts === null) return null
   return (c, next) => {
     const host = c.req.header('Host')
-    if (host === undefined || isLoopback(nameOf(host))) return next()
-    const detail =
-      'This service is for its own machine alone, and is called localhost. To open it to others set TASKER_TOKENS, or TASKER_OPEN=1.'
+    if (host === undefined || isLoopback(nameOf(host)) || hosts.includes(nameOf(host))) return next()
+    const names = ['localhost', ...hosts].join(', ')
+    const detail = `This service is called ${names}, and by no other name: see TASKER_HOSTS. To open it to others set TASKER_TOKENS, or TASKER_OPEN=1.`
     throw new Problem('misdirected', detail)
   }
 }

@@ -22,7 +22,7 @@ test('nothing set gives the defaults', () => {
     secret: { type: 'file', path: '.tasker/tasker.db.key' },
     tokens: [],
     doors: {
-      ...{ open: false, loopbackOnly: true, rateLimit: null, trustedProxies: 0, corsOrigins: [] },
+      ...{ open: false, hosts: [], rateLimit: null, trustedProxies: 0, corsOrigins: [] },
       maxWaiters: 1_000,
     },
     leaseMs: 30_000,
@@ -172,7 +172,7 @@ describe('the doors', () => {
     const set = { TASKER_OPEN: '1', TASKER_TRUST_PROXY: '2', TASKER_MAX_WAITERS: '7' }
     expect(loadConfig(set).doors).toMatchObject({ open: true, trustedProxies: 2, maxWaiters: 7 })
     for (const opened of [{ TASKER_OPEN: '1' }, { TASKER_TOKENS: 'hush' }, { HOST: '0.0.0.0' }]) {
-      expect(loadConfig(opened).doors.loopbackOnly).toBe(false)
+      expect(loadConfig(opened).doors.hosts).toBeNull()
     }
     expect(problemsOf({ TASKER_OPEN: 'yes' })).toBe('TASKER_OPEN must be 0 or 1')
   })

@@ -119,6 +119,7 @@ const environment = z.object({
   TASKER_SECRET: list.pipe(z.array(z.string()).superRefine(eachIsKey)).optional(),
   TASKER_SECRET_FILE: z.string().optional(),
   TASKER_TOKENS: list.transform(readTokens).default([]),
+  TASKER_HOSTS: list.transform((names) => names.map((name) => name.toLowerCase())).optional(),
   TASKER_OPEN: z.enum(['0', '1'], 'must be 0 or 1').default('0'),
   TASKER_RATE_LIMIT: z.string().transform(readRateLimit).optional(),
   TASKER_TRUST_PROXY: whole(0, 10).default(0),
@@ -179,7 +180,9 @@ function toConfig(env: z.output<typeof environment>): Config {
     tokens: env.TASKER_TOKENS,
     doors: {
       open: env.TASKER_OPEN === '1',
-      loopbackOnly: isLoopback(env.HOST) && env.TASKER_TOKENS.length === 0 && env.TASKER_OPEN === '0',
+      hosts:
+        env.TASKER_HOSTS ??
+        (isLoopback(env.HOST) && env.TASKER_TOKENS.length === 0 && env.TASKER_OPEN === '0' ? [] : null),
       rateLimit: env.TASKER_RATE_LIMIT === undefined ? rateLimitAt(env.HOST) : env.TASKER_RATE_LIMIT,
       trustedProxies: env.TASKER_TRUST_PROXY,
       corsOrigins: env.TASKER_CORS_ORIGINS,

@@ -4,8 +4,11 @@ import type * as z from 'zod'
 export interface DoorSettings {
   /** Whether a service may be open to others than this machine without tokens. */
   readonly open: boolean
-  /** Whether requests must name this machine as their host: a page elsewhere can point a name of its own at it (DNS rebinding), and would be let in without tokens. */
-  readonly loopbackOnly: boolean
+  /**
+   * Names that requests may call a service by, beside those of its own machine; null: any. A page elsewhere can point a name of its own at a
+   * service (DNS rebinding), and would be let in without tokens.
+   */
+  readonly hosts: readonly string[] | null
   /** For each token, or each client address where none is needed; null: as many as come. */
   readonly rateLimit: RateLimit | null
   /** How many proxies stand in front: so many entries at the end of `X-Forwarded-For` are believed. */

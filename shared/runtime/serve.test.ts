@@ -16,7 +16,7 @@ function start(): number {
   const app = createBase({
     ...{ service: 'test', about: {}, log: silentLog, unknownPath: 'Nothing here.', ready: async () => {} },
     doors: createDoors({
-      ...{ open: false, loopbackOnly: false, trustedProxies: 0, corsOrigins: [], maxWaiters: 1 },
+      ...{ open: false, hosts: null, trustedProxies: 0, corsOrigins: [], maxWaiters: 1 },
       rateLimit: { perSecond: 1, burst: 1_000 },
     }),
   })
