@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import type { FinalState } from '#shared/task/task.ts'
 import { check, RULES, type Rule, viewOf } from './check.ts'
-import type { Commit, Life, Recording } from './recording.ts'
+import type { Acknowledged, Commit, Life, Recording } from './recording.ts'
 
 /** A recording that its test may spoil. */
 type Spoiled = Omit<Recording, 'lives' | 'end'> & { lives: SpoiledLife[]; end: SpoiledDump }
@@ -95,6 +95,23 @@ test('finds nothing wrong with a run in which all was well', () => {
   expect(verdict).toMatchObject({ lost: 0, takenBack: 0, givenUp: 0, cancelled: 1, leasesChecked: 4 })
 })
 
+const worker_lost = JSON.stringify({
+  ...{ result: 'The task was given up.', status_code: 500, status: 'failed', attempt: 6, finished_at: BEGAN + 2_000 },
+  error: { type: 'worker_lost', message: 'The task was given up.' },
+})
+/** As if that had been its end from the first. */
+const giveUp = (recording: Spoiled, id: string) => {
+  for (const { start, commits } of recording.lives) {
+    if (start.final.has(id)) start.final.set(id, worker_lost)
+    commits.forEach((commit, i) => {
+      if (commit.id === id) commits[i] = { ...commit, record: worker_lost }
+    })
+  }
+  recording.end.final.set(id, worker_lost)
+  recording.end.ended.set(id, ['failed'])
+  recording.seen.length = 0
+}
+
 /** One way to break each promise. */
 const spoils: Record<Rule, (recording: Spoiled) => void> = {
   'an acknowledged task is lost': (recording) => {
@@ -117,6 +134,7 @@ const spoils: Record<Rule, (recording: Spoiled) => void> = {
   'a result is wrong': (recording) => {
     recording.acknowledged[0] = { id: 'early', spec: sum(6), key: null, at: BEGAN }
   },
+  'a task was given up that had attempts left': (recording) => giveUp(recording, 'early'),
   'a task was committed twice': (recording) => {
     const [commit] = lifeOf(recording, 0).commits as [Commit]
     lifeOf(recording, 1).commits.push(commit)
@@ -173,4 +191,25 @@ test('takes back a result within the last second only', () => {
   lifeOf(recording, 1).commits.push({ ...(commits[0] as Commit), at: CRASHED + 3_000 })
   recording.end.final.set('early', text)
   expect(check(recording)).toMatchObject({ takenBack: 1, violations: [] })
+})
+
+test('finds each task of a batch that ended as worker_lost, and lets those be that have one attempt', () => {
+  const recording = clean()
+  const add = (id: string, spec: Acknowledged['spec']) => {
+    recording.acknowledged.push({ id, spec, key: null, at: BEGAN })
+    const { commits, stored } = lifeOf(recording, 0)
+    commits.push({ id, at: BEGAN + 2_000, record: worker_lost, token: 'token', holder: 'token' })
+    stored.set(id, BEGAN)
+    lifeOf(recording, 1).start.final.set(id, worker_lost)
+    recording.end.final.set(id, worker_lost)
+    recording.end.ended.set(id, ['failed'])
+  }
+  add('brittle', { kind: 'brittle', payload: { ms: 5, value: 1 } })
+  expect(check(recording)).toMatchObject({ givenUp: 1, violations: [] })
+  const batch = Array.from({ length: 50 }, (_, i) => `batch-${i}`)
+  for (const id of batch) add(id, sum(1))
+  const { violations, givenUp } = check(recording)
+  expect(violations.map(({ id }) => id)).toEqual(batch)
+  expect(new Set(violations.map(({ rule }) => rule))).toEqual(new Set(['a task was given up that had attempts left']))
+  expect(givenUp).toBe(1)
 })

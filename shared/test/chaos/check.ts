@@ -13,6 +13,7 @@ export const RULES = [
   'a final record changed',
   'a stored result is lost',
   'a result is wrong',
+  'a task was given up that had attempts left',
   'a task was committed twice',
   'a task was committed without its lease',
   'a step has two results',
@@ -38,8 +39,10 @@ export interface Verdict {
   readonly lost: number
   /** Final records, and those of steps, that such a crash took back: they ran again. */
   readonly takenBack: number
-  /** Failed because all their attempts were lost with their workers: only kinds whose attempts are few. */
+  /** Failed since their one attempt was lost with its worker. */
   readonly givenUp: number
+  /** Runs of the task that needed most of them. */
+  readonly mostAttempts: number
   readonly cancelled: number
   /** Steps that ran more than once, since their worker died before the result was stored. */
   readonly stepsRunAgain: number
@@ -72,14 +75,17 @@ export function check(recording: Recording): Verdict {
     if (state === 'cancelled' && asked.has(task.id)) counts.cancelled++
     else if (typeof asked.get(task.id) === 'number' && !takenBack.has(task.id))
       report('a cancelled task went on', task.id, JSON.stringify(record))
-    else if (record.error?.type === 'worker_lost') counts.givenUp++
-    else checkResult(task, record, report)
+    else if (record.error?.type === 'worker_lost') {
+      if (task.spec.kind === 'brittle') counts.givenUp++
+      else report('a task was given up that had attempts left', task.id, JSON.stringify(record))
+    } else checkResult(task, record, report)
   }
   checkSeen(recording, new Set([...lost, ...takenBack]), report)
   const stepsRunAgain = checkSteps(recording, lost, takenBack, report)
   return {
     ...{ violations, lost: lost.size, takenBack: takenBack.size, stepsRunAgain },
     ...counts,
+    mostAttempts: [...end.final.values()].reduce((most, text) => Math.max(most, readRecord(text)?.attempt ?? 0), 0),
     leasesChecked: lives.reduce((sum, { commits }) => sum + commits.filter(isChecked).length, 0),
   }
 }

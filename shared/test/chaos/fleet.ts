@@ -46,7 +46,8 @@ export async function startMember(name: string, role: Role, options: FleetOption
     ...{ CREATOR_PORT: `${creatorPort}`, MANAGER_PORT: `${managerPort}` },
     ...{ TASKER_LEASE_MS: `${leaseMs}`, TASKER_PARTITIONS: `${partitions}`, WORKER_GRACE_MS: '300', LOG_LEVEL: 'info' },
     ...(proxy ? { REDIS_URL: `redis://127.0.0.1:${proxy.port}` } : { TASKER_DB: join(dir, SQLITE_FILE) }),
-    ...(role === 'real worker' ? { WORKER_KINDS: 'sum,sequence' } : {}),
+    // Whoever creates a sequence says how often it may be tried; a sum has the attempts of its kind, which are few here.
+    ...(role === 'real worker' ? { WORKER_KINDS: 'sequence' } : {}),
   }
   const run = () =>
     role === 'real worker'

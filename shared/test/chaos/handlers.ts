@@ -1,16 +1,15 @@
 import { appendFileSync } from 'node:fs'
-import { sequence } from '#services/workers/sequence/contract.ts'
 import sequenceWorker from '#services/workers/sequence/worker.ts'
 import sumWorker from '#services/workers/sum/worker.ts'
 import { ChildFailed, PermanentError } from '#shared/task/errors.ts'
-import { type Implementation, implement } from '#shared/worker/implement.ts'
-import { doomed, flaky, MANY_ATTEMPTS, rescue, slow, steps, tree } from './kinds.ts'
+import { type Context, type Implementation, implement } from '#shared/worker/implement.ts'
+import { brittle, doomed, flaky, MANY_ATTEMPTS, rescue, sequence, slow, steps, sum, tree } from './kinds.ts'
 
 /** The handlers of all kinds of a run. Every step that runs leaves a line in `stepsFile`: its task, its name, what it gave. */
 export function chaosImplementations(stepsFile: string): readonly Implementation[] {
   return [
-    sumWorker,
-    sequenceWorker,
+    { ...sumWorker, contract: sum },
+    { ...sequenceWorker, contract: sequence },
     implement(tree, async ({ depth, width, n }, ctx) => {
       if (depth === 0) return ctx.call(sequence, { n }, { maxAttempts: MANY_ATTEMPTS })
       const parts = await ctx.map(
@@ -35,16 +34,8 @@ export function chaosImplementations(stepsFile: string): readonly Implementation
         return `caught ${error.code}: ${error.message}`
       }
     }),
-    implement(slow, async ({ ms, value }, ctx) => {
-      await new Promise<void>((resolve, reject) => {
-        const timer = setTimeout(resolve, ms)
-        ctx.signal.addEventListener('abort', () => {
-          clearTimeout(timer)
-          reject(ctx.signal.reason)
-        })
-      })
-      return value
-    }),
+    implement(slow, takesItsTime),
+    implement(brittle, takesItsTime),
     implement(steps, async ({ count, napMs }, ctx) => {
       const given: string[] = []
       for (let i = 0; i < count; i++) {
@@ -59,4 +50,15 @@ export function chaosImplementations(stepsFile: string): readonly Implementation
       return given
     }),
   ]
+}
+
+async function takesItsTime({ ms, value }: { ms: number; value: number }, ctx: Context): Promise<number> {
+  await new Promise<void>((resolve, reject) => {
+    const timer = setTimeout(resolve, ms)
+    ctx.signal.addEventListener('abort', () => {
+      clearTimeout(timer)
+      reject(ctx.signal.reason)
+    })
+  })
+  return value
 }

@@ -1,11 +1,15 @@
 import * as z from 'zod'
-import { sequence } from '#services/workers/sequence/contract.ts'
-import { sum } from '#services/workers/sum/contract.ts'
+import { sequence as realSequence } from '#services/workers/sequence/contract.ts'
+import { sum as realSum } from '#services/workers/sum/contract.ts'
 import { type Contract, defineTask } from '#shared/task/define.ts'
 
 /** Attempts that no run of faults uses up: what fails for good, fails by its own will. */
 export const MANY_ATTEMPTS = 100
 const retry = { maxAttempts: MANY_ATTEMPTS, backoffMs: 50, maxBackoffMs: 400 }
+
+/** The two real kinds, but that faults do not use up their attempts. */
+export const sum = { ...realSum, retry }
+export const sequence = { ...realSequence, retry }
 
 export const tree = defineTask({
   kind: 'tree',
@@ -47,6 +51,16 @@ export const slow = defineTask({
   retry,
 })
 
+export const brittle = defineTask({
+  kind: 'brittle',
+  description: 'Takes its time, and is given up when its worker dies meanwhile.',
+  input: z.object({ ms: z.int().min(0), value: z.number() }),
+  output: z.number(),
+  retry: { maxAttempts: 1 },
+  // Longer than any leap of a clock: nothing but a lost lease may end it.
+  timeoutMs: 86_400_000,
+})
+
 export const steps = defineTask({
   kind: 'steps',
   description: 'Takes steps whose results nobody can foresee, with naps between them.',
@@ -55,9 +69,12 @@ export const steps = defineTask({
   retry,
 })
 
-/** All kinds of a run: the two real ones, and those that are made to be hurt. */
+/** All kinds of a run. */
 export const chaosContracts: Readonly<Record<string, Contract>> = Object.fromEntries(
-  [sum, sequence, tree, flaky, doomed, rescue, slow, steps].map((contract) => [contract.kind, contract as Contract]),
+  [sum, sequence, tree, flaky, doomed, rescue, slow, brittle, steps].map((contract) => [
+    contract.kind,
+    contract as Contract,
+  ]),
 )
 
 /** A task to create, and what is known of it beforehand. */
@@ -69,6 +86,7 @@ export type Spec =
   | { kind: 'doomed'; payload: { reason: string } }
   | { kind: 'rescue'; payload: { reason: string } }
   | { kind: 'slow'; payload: { ms: number; value: number } }
+  | { kind: 'brittle'; payload: { ms: number; value: number } }
   | { kind: 'steps'; payload: { count: number; napMs: number } }
 
 const total = (n: number) => (n * (n + 1)) / 2
@@ -84,6 +102,7 @@ export function expected(spec: Spec): { result: unknown } | { error: string } | 
       return { result: spec.payload.width ** spec.payload.depth * total(spec.payload.n) }
     case 'flaky':
     case 'slow':
+    case 'brittle':
       return { result: spec.payload.value }
     case 'rescue':
       return { result: `caught doomed: ${spec.payload.reason}` }

@@ -41,6 +41,7 @@ function summary({ options, faults, violations, ...report }: ChaosReport): strin
       .join(', ')}`,
     `stored without an acknowledgement: ${report.unacknowledged}`,
     `lost with a crash within its last second: ${report.lost}; taken back by one and run again: ${report.takenBack}`,
+    `given up with the one worker that might try: ${report.givenUp}; most attempts of one task: ${report.mostAttempts}`,
     `violations: ${violations.length}${rules.map(([rule, all]) => `\n  ${all?.length ?? 0} × ${rule}`).join('')}`,
   ].join('\n')
 }

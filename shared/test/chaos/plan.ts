@@ -1,4 +1,4 @@
-import { type Spec, tasksIn } from './kinds.ts'
+import { MANY_ATTEMPTS, type Spec, tasksIn } from './kinds.ts'
 import type { Random } from './random.ts'
 
 /** One creation over HTTP: a task, or a batch of sums. */
@@ -6,7 +6,7 @@ export interface Creation {
   /** Milliseconds since the start. */
   readonly at: number
   readonly specs: readonly Spec[]
-  readonly options: { priority?: 'high' | 'low'; delay_ms?: number }
+  readonly options: { priority?: 'high' | 'low'; delay_ms?: number; max_attempts?: number }
   /** With a key it is sent until it is acknowledged, and all times are one task. */
   readonly key: string | null
   /** Milliseconds after the acknowledgement at which it is cancelled. */
@@ -27,6 +27,7 @@ export function planCreations(random: Random, tasks: number, spanMs: number): Cr
       options: {
         ...(priority === 'normal' ? {} : { priority }),
         ...(delayed ? { delay_ms: random.whole(1, 1_500) } : {}),
+        ...(specs[0]?.kind === 'brittle' ? {} : { max_attempts: MANY_ATTEMPTS }),
       },
       key: single && random.next() < 0.6 ? `key-${creations.length}-${random.whole(0, 2 ** 31)}` : null,
       cancelAfterMs: single && random.next() < 0.06 ? random.whole(0, 300) : null,
@@ -41,7 +42,9 @@ function drawSpecs(random: Random): Spec[] {
   const reason = `reason ${value}`
   const sum = (): Spec => ({ kind: 'sum', payload: { num1: random.whole(0, 1_000_000), num2: random.whole(0, 99) } })
   switch (
-    random.weighted({ sum: 30, sums: 5, sequence: 14, tree: 6, flaky: 9, doomed: 5, rescue: 7, slow: 9, steps: 15 })
+    random.weighted({
+      ...{ sum: 30, sums: 5, sequence: 14, tree: 6, flaky: 9, doomed: 5, rescue: 7, slow: 9, brittle: 4, steps: 15 },
+    })
   ) {
     case 'sum':
       return [sum()]
@@ -61,6 +64,8 @@ function drawSpecs(random: Random): Spec[] {
       return [{ kind: 'rescue', payload: { reason } }]
     case 'slow':
       return [{ kind: 'slow', payload: { ms: random.whole(10, 600), value } }]
+    case 'brittle':
+      return [{ kind: 'brittle', payload: { ms: random.whole(10, 600), value } }]
     case 'steps':
       return [{ kind: 'steps', payload: { count: random.whole(1, 4), napMs: random.pick([0, 0, 20, 150]) } }]
   }

@@ -47,7 +47,7 @@ export function startTraffic(options: {
     if (!first) return
     const batch = specs.length > 1
     const payloads = specs.map(({ payload }) => payload)
-    const body = JSON.stringify(batch ? { payloads } : { payload: first.payload, options: { ...given, ...RARELY } })
+    const body = JSON.stringify(batch ? { payloads } : { payload: first.payload, options: given })
     for (;;) {
       const path = batch ? `/${first.kind}/batch` : `/${first.kind}`
       const headers: Record<string, string> = key === null ? {} : { 'Idempotency-Key': key }
@@ -126,6 +126,3 @@ export function startTraffic(options: {
     },
   }
 }
-
-/** Attempts that faults do not use up. */
-const RARELY = { max_attempts: 100 }
