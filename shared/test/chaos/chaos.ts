@@ -52,12 +52,25 @@ export interface ChaosReport extends Verdict {
   readonly settledMs: number
 }
 
-const ANY = ['kill', 'terminate', 'pause', 'clock'] as const
+/** How far a clock leaps: much further than a lease, and less than results are kept. */
+const LEAP_MS = 3_600_000
+
+const ANY = ['kill', 'long pause', 'terminate', 'pause', 'clock', 'leap ahead', 'leap back'] as const
 const NETWORK = ['cut', 'lose answer', 'partition'] as const
-const FAULTS: Record<StoreKind, readonly FaultType[]> = {
+/** What can happen on each store. */
+export const FAULTS: Record<StoreKind, readonly FaultType[]> = {
   sqlite: ANY,
   everysec: [...ANY, ...NETWORK, 'redis kill', 'redis pause', 'redis power cut'],
   always: [...ANY, ...NETWORK, 'redis kill', 'redis pause'],
+}
+
+/** Those whose clock can be moved. */
+const CLOCKED: readonly Role[] = ['creator', 'manager', 'worker', 'all']
+
+/** Whom a fault may concern; everybody when it is not listed. */
+const ROLES: Partial<Record<FaultType, readonly Role[]>> = {
+  'long pause': ['worker', 'real worker', 'all'],
+  ...{ clock: CLOCKED, 'leap ahead': CLOCKED, 'leap back': CLOCKED },
 }
 
 /** Runs real processes on a real store, hurts them, lets them come to rest, and judges what was seen. */
@@ -84,7 +97,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     }
     const having = (...wanted: Role[]) => members.filter(({ role }) => wanted.includes(role))
     const traffic = startTraffic({
-      creations: planCreations(random.fork('creations'), tasks, spanMs * 0.9),
+      creations: planCreations(random.fork('creations'), { tasks, spanMs: spanMs * 0.9, leaseMs }),
       ...{ recording, creators: having('creator', 'all'), managers: having('manager', 'all') },
       random: random.fork('traffic'),
       untilMs: spanMs + 30_000,
@@ -93,6 +106,13 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     const plan = planFaults(random.fork('faults'), { spanMs, everyMs: options.faultEveryMs, leaseMs, types })
     const faults = await inflict(plan, { members, redis, leaseMs, verbose })
     const over = performance.now()
+    // What was put off by a clock that was ahead is due when that time has come for all; those that know no other clock are left behind.
+    if (faults['leap ahead']) {
+      for (const member of members) {
+        if (CLOCKED.includes(member.role)) member.setClock(LEAP_MS)
+        else await member.stop()
+      }
+    }
     await traffic.created
     await atRest(store, leaseMs)
     const settledMs = Math.round(performance.now() - over)
@@ -138,7 +158,11 @@ async function inflict(
   let redisDead = false
   for (const fault of plan) {
     await Bun.sleep(Math.max(0, fault.at - (performance.now() - begun)))
-    const happens = start(fault)
+    let happens = start(fault)
+    while (happens === null && fault.certain) {
+      await Bun.sleep(20)
+      happens = start(fault)
+    }
     if (happens === null) continue
     counts[fault.type] = (counts[fault.type] ?? 0) + 1
     if (verbose) console.log(`${Date.now()} ${JSON.stringify(fault)}`)
@@ -148,7 +172,7 @@ async function inflict(
   for (const member of members) member.setClock(0)
   return counts
 
-  /** Null when whom it concerns is not up. */
+  /** Null when nobody whom it may concern is up. */
   function start({ type, target, forMs, amount }: Fault): Promise<void> | null {
     if (type.startsWith('redis ')) {
       const lostMs = type === 'redis power cut' ? Math.round(((amount + 1) / 2) * 900) : null
@@ -156,16 +180,25 @@ async function inflict(
       redisFaults = redisFaults.then(() => (type === 'redis pause' ? pauseRedis(forMs) : killRedis(forMs, lostMs)))
       return redisFaults
     }
-    const able = members.filter(({ idle, role }) => idle && (type !== 'clock' || role !== 'real worker'))
+    const roles = ROLES[type]
+    const able = members.filter(({ idle, role }) => idle && (roles?.includes(role) ?? true))
     const member = able[target % able.length]
     if (!member) return null
     if (type === 'kill') return member.restart('SIGKILL', forMs)
     if (type === 'terminate') return member.restart('SIGTERM', forMs)
-    if (type === 'pause') return member.pause(forMs)
+    if (type === 'pause' || type === 'long pause') return member.pause(forMs)
+    if (type === 'leap ahead') return leap(member, LEAP_MS, forMs)
+    if (type === 'leap back') return leap(member, -LEAP_MS, forMs)
     if (type === 'clock') member.setClock((amount * leaseMs) / 6)
     if (type === 'cut') member.proxy?.cut()
     if (type === 'lose answer') member.proxy?.loseNextAnswer()
     return type === 'partition' ? partition(member, forMs) : Promise.resolve()
+  }
+
+  async function leap(member: Member, offsetMs: number, forMs: number): Promise<void> {
+    member.setClock(offsetMs)
+    await Bun.sleep(forMs)
+    member.setClock(0)
   }
 
   async function partition({ proxy }: Member, forMs: number): Promise<void> {

@@ -4,11 +4,12 @@ import { tasksIn } from './kinds.ts'
 import { planCreations, planFaults } from './plan.ts'
 import { createRandom } from './random.ts'
 
-const creations = (seed: number) => planCreations(createRandom(seed).fork('creations'), 2_000, 10_000)
+const creations = (seed: number) =>
+  planCreations(createRandom(seed).fork('creations'), { tasks: 2_000, spanMs: 10_000, leaseMs: 3_000 })
 const faults = (seed: number) =>
   planFaults(createRandom(seed).fork('faults'), {
     ...{ spanMs: 10_000, everyMs: 300, leaseMs: 3_000 },
-    types: ['kill', 'pause', 'redis kill'],
+    types: ['kill', 'long pause', 'redis kill'],
   })
 
 test('the same seed makes the same tasks and the same faults, another one others', () => {
@@ -22,7 +23,15 @@ test('as many tasks are made as were asked for, and each fault comes at least on
   const made = creations(3).reduce((sum, { specs }) => sum + specs.reduce((all, spec) => all + tasksIn(spec), 0), 0)
   expect(made).toBeGreaterThanOrEqual(2_000)
   expect(made).toBeLessThan(2_300)
-  expect(new Set(faults(3).map(({ type }) => type))).toEqual(new Set(['kill', 'pause', 'redis kill']))
+  expect(new Set(faults(3).map(({ type }) => type))).toEqual(new Set(['kill', 'long pause', 'redis kill']))
+})
+
+test('some tasks run for longer than a lease, and some workers stand still for longer', () => {
+  const runs = creations(3).flatMap(({ specs }) => specs.map((spec) => (spec.kind === 'slow' ? spec.payload.ms : 0)))
+  expect(runs.filter((ms) => ms > 3_000).length).toBeGreaterThanOrEqual(6)
+  const pauses = faults(3).filter(({ type }) => type === 'long pause')
+  expect(pauses.some(({ certain }) => certain)).toBe(true)
+  expect(pauses.every(({ forMs }) => forMs > 3_000)).toBe(true)
 })
 
 test('a journal is cut where a command or a whole transaction ends', () => {

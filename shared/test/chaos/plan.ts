@@ -13,8 +13,11 @@ export interface Creation {
   readonly cancelAfterMs: number | null
 }
 
-/** Creations whose tasks are about `tasks` in all, spread over `spanMs`. */
-export function planCreations(random: Random, tasks: number, spanMs: number): Creation[] {
+/** Creations whose tasks are about `tasks` in all, spread over `spanMs`. A few of them run for longer than a lease. */
+export function planCreations(
+  random: Random,
+  { tasks, spanMs, leaseMs }: { tasks: number; spanMs: number; leaseMs: number },
+): Creation[] {
   const creations: Omit<Creation, 'at'>[] = []
   let planned = 0
   while (planned < tasks) {
@@ -33,6 +36,14 @@ export function planCreations(random: Random, tasks: number, spanMs: number): Cr
       cancelAfterMs: single && random.next() < 0.06 ? random.whole(0, 300) : null,
     })
     planned += specs.reduce((sum, spec) => sum + tasksIn(spec), 0)
+  }
+  // Only heartbeats keep their leases. They come early, so that faults meet them.
+  const long = Math.max(6, Math.round(creations.length / 100))
+  for (let i = 0; i < long; i++) {
+    const payload = { ms: Math.round(1.5 * leaseMs), value: random.whole(0, 1_000_000) }
+    const options = { max_attempts: MANY_ATTEMPTS }
+    const creation = { specs: [{ kind: 'slow' as const, payload }], options, key: `long-${i}`, cancelAfterMs: null }
+    creations.splice(Math.floor((i / long) * 0.6 * creations.length), 0, creation)
   }
   return creations.map((creation, i) => ({ ...creation, at: (i / creations.length) * spanMs }))
 }
@@ -76,16 +87,21 @@ const FAULT_WEIGHTS = {
   kill: 10,
   /** SIGTERM: what a deployment does. */
   terminate: 3,
-  /** SIGSTOP, and SIGCONT after `forMs`: sometimes longer than a lease. */
-  pause: 8,
+  /** SIGSTOP, and SIGCONT after `forMs`. */
+  pause: 6,
+  /** The same of a worker, for one and a half leases: others have its tasks when it goes on. */
+  'long pause': 2,
   /** All connections of a process to Redis are cut. */
   cut: 12,
   /** Redis acts, and its next answer to a process is lost with the connection. */
   'lose answer': 20,
   /** A process does not reach Redis for `forMs`. */
   partition: 5,
-  /** The clock of a process jumps. */
+  /** The clock of a process jumps, by less than leases allow. */
   clock: 10,
+  /** For `forMs` the clock of a process is ahead by much more than a lease, or behind. */
+  'leap ahead': 1,
+  'leap back': 1,
   /** kill -9 of Redis, started again on the same files. */
   'redis kill': 2,
   /** Redis is killed, and what it had not yet synced is gone: with `everysec` only. */
@@ -103,11 +119,13 @@ export interface Fault {
   /** Which process, as a number to be taken modulo those that there are. */
   readonly target: number
   readonly forMs: number
+  /** Whether it waits until there is whom it concerns; others are left out then. */
+  readonly certain: boolean
   /** For a clock: its offset, from -1 to 1 of what is allowed. For a power cut: how much of the last second is gone. */
   readonly amount: number
 }
 
-/** Faults spread over `spanMs`, one every `everyMs` or so. Redis dies at least once. */
+/** Faults spread over `spanMs`, one every `everyMs` or so, each type at least once. */
 export function planFaults(
   random: Random,
   options: { spanMs: number; everyMs: number; leaseMs: number; types: readonly FaultType[] },
@@ -118,17 +136,17 @@ export function planFaults(
   // Each type comes once for certain, spread over the run; the rest is chance.
   const certain = types.map((type, i) => ({ type, at: ((i + 0.5) / types.length) * spanMs }))
   for (let at = everyMs; at < spanMs; at += everyMs * (0.5 + random.next()))
-    faults.push(draw(random.weighted(weights), at))
-  for (const { type, at } of certain) faults.push(draw(type, at))
+    faults.push(draw(random.weighted(weights), at, false))
+  for (const { type, at } of certain) faults.push(draw(type, at, true))
   return faults.toSorted((a, b) => a.at - b.at)
 
-  function draw(type: FaultType, at: number): Fault {
+  function draw(type: FaultType, at: number, certain: boolean): Fault {
     const long = random.next() < 0.3
-    const longest = type === 'pause' ? (long ? 1.5 * leaseMs : 500) : type === 'redis pause' && long ? 6_000 : 800
+    const longest = Math.min(type === 'redis pause' && long ? 6_000 : 800, spanMs / 4)
     return {
-      ...{ at, type },
+      ...{ at, type, certain },
       target: random.whole(0, 999),
-      forMs: random.whole(50, Math.min(longest, spanMs / 4)),
+      forMs: type === 'long pause' ? 1.5 * leaseMs : random.whole(50, longest),
       amount: random.next() * 2 - 1,
     }
   }
