@@ -11,6 +11,7 @@ test('a fleet on Redis keeps every promise while processes, connections, clocks 
   const report = await runChaos({
     ...short,
     ...{ store: 'always', tasks: 800, roles: ['creator', 'manager', 'worker', 'worker'] },
+    restRoles: ['creator', 'worker'],
   })
   expect(report.violations).toEqual([])
   expect(report).toMatchObject({ lost: 0, takenBack: 0, crashes: report.faults['redis kill'] ?? 0 })
@@ -20,13 +21,16 @@ test('a fleet on Redis keeps every promise while processes, connections, clocks 
   expect(report.ended).toBeGreaterThan(report.acknowledged)
   expect(report.leasesChecked).toBeGreaterThan(report.acknowledged / 2)
   expect(report.seen).toBeGreaterThan(100)
+  expect(report.overRest.acknowledged).toBeGreaterThan(20)
+  expect(report.overRest.ended).toBeGreaterThan(0)
 }, 60_000)
 
-test('a process on SQLite keeps every promise while it is killed again and again', async () => {
-  const report = await runChaos({ ...short, seconds: 4, store: 'sqlite', tasks: 600, roles: ['all'] })
+test('processes on SQLite keep every promise while they are killed again and again', async () => {
+  const report = await runChaos({ ...short, seconds: 4, store: 'sqlite', tasks: 600, roles: ['all', 'worker'] })
   expect(report.violations).toEqual([])
   expect(Object.keys(report.faults).toSorted()).toEqual(FAULTS.sqlite.toSorted())
   expect(report).toMatchObject({ lost: 0, takenBack: 0 })
   expect(report.acknowledged).toBeGreaterThan(50)
   expect(report.ended).toBeGreaterThan(report.acknowledged)
+  expect(report.leasesChecked).toBeGreaterThan(report.acknowledged / 2)
 }, 60_000)

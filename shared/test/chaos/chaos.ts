@@ -4,7 +4,16 @@ import { join } from 'node:path'
 import { rootOf } from '#shared/task/task.ts'
 import { freePort } from '../process.ts'
 import { check, type Verdict } from './check.ts'
-import { type FleetOptions, type Member, type Role, SQLITE_FILE, startMember } from './fleet.ts'
+import { readEnds } from './ends.ts'
+import {
+  endsFile,
+  type FleetOptions,
+  type Member,
+  type Role,
+  SQLITE_FILE,
+  type StoreAddress,
+  startMember,
+} from './fleet.ts'
 import { type Fault, type FaultType, planCreations, planFaults } from './plan.ts'
 import { createRandom } from './random.ts'
 import { EMPTY_DUMP, type Recording } from './recording.ts'
@@ -27,6 +36,8 @@ export interface ChaosOptions {
   readonly partitions?: number
   readonly leaseMs: number
   readonly roles: readonly Role[]
+  /** Of those that reach Redis over the REST endpoint, which is a member as well; none when left out. */
+  readonly restRoles?: readonly Role[] | undefined
   readonly faultEveryMs: number
   /** All that came to pass in the processes is printed as it happens. */
   readonly verbose?: boolean
@@ -44,6 +55,8 @@ export interface ChaosReport extends Verdict {
   readonly ended: number
   /** Answers to creations that were no 201. */
   readonly refused: Record<string, number>
+  /** Creations that creators over REST acknowledged, and tasks that workers over REST ended. */
+  readonly overRest: { acknowledged: number; ended: number }
   readonly seen: number
   readonly crashes: number
   /** Crashes in the middle of a write. */
@@ -76,7 +89,7 @@ const ROLES: Partial<Record<FaultType, readonly Role[]>> = {
 /** Runs real processes on a real store, hurts them, lets them come to rest, and judges what was seen. */
 export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const { verbose = false, ...told } = options
-  const { seed, seconds, tasks, leaseMs, roles, partitions = 1 } = told
+  const { seed, seconds, tasks, leaseMs, roles, restRoles = [], partitions = 1 } = told
   const random = createRandom(seed)
   const spanMs = seconds * 1000
   const dir = mkdtempSync(join(tmpdir(), 'tasker-chaos-'))
@@ -88,9 +101,19 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
         ? null
         : await createMortalRedis({ dir, port: await freePort(), aof: told.store, partitions })
     if (redis) stops.push(() => redis.stop())
-    const fleet: FleetOptions = { dir, redisPort: redis?.port ?? null, leaseMs, partitions }
-    for (const [i, role] of roles.entries()) members.push(await startMember(`${role} ${i}`, role, fleet))
-    const store: Store = redis ?? watchSqlite(join(dir, SQLITE_FILE))
+    const add = async (role: Role, address: StoreAddress) => {
+      const fleet: FleetOptions = { dir, store: address, leaseMs, partitions }
+      const member = await startMember(`${role} ${members.length}`, role, fleet)
+      members.push(member)
+      return member
+    }
+    const own: StoreAddress = redis ? { type: 'redis', port: redis.port } : { type: 'sqlite' }
+    for (const role of roles) await add(role, own)
+    if (restRoles.length > 0) {
+      const { restPort } = await add('rest', own)
+      for (const role of restRoles) await add(role, { type: 'rest', port: restPort })
+    }
+    const store: Store = redis ?? watchSqlite(join(dir, SQLITE_FILE), endsFile(dir, 'sqlite'))
     if (!redis) stops.push(() => store.stop())
     const recording: Recording = {
       ...{ acknowledged: [], cancellations: [], seen: [], ran: [], lives: store.lives, end: EMPTY_DUMP },
@@ -110,7 +133,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     if (faults['leap ahead']) {
       for (const member of members) {
         if (CLOCKED.includes(member.role)) member.setClock(LEAP_MS)
-        else await member.stop()
+        else if (member.role === 'real worker') await member.stop()
       }
     }
     await traffic.created
@@ -127,6 +150,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
       unacknowledged: [...recording.end.ended.keys()].filter((id) => id === rootOf(id) && !acknowledged.has(id)).length,
       ended: recording.end.ended.size,
       refused: traffic.refused.status,
+      overRest: { acknowledged: traffic.acknowledged.rest, ended: readEnds(endsFile(dir, 'rest')).size },
       seen: recording.seen.length,
       crashes: store.lives.length - 1,
       torn: redis?.torn ?? 0,

@@ -1,17 +1,21 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { freePort, startProcess, type TestProcess } from '../process.ts'
+import { REST_TOKEN } from '../rest-endpoint.ts'
 import { startTcpProxy, type TcpProxy } from '../tcp-proxy.ts'
 
-export type Role = 'creator' | 'manager' | 'worker' | 'real worker' | 'all'
+export type Role = 'creator' | 'manager' | 'worker' | 'real worker' | 'all' | 'rest'
 
 /** One process of a run, which is started again each time it ends. */
 export interface Member {
   readonly name: string
   readonly role: Role
+  readonly store: StoreAddress['type']
   /** Where it is reached over HTTP, by role. */
   readonly urls: { creator: string; manager: string }
-  /** Between it and Redis; null with SQLite. */
+  /** Of the endpoint. */
+  readonly restPort: number
+  /** Between it and its store; null with SQLite. */
   readonly proxy: TcpProxy | null
   /** Whether nothing is being done to it: a fault waits for no other. */
   readonly idle: boolean
@@ -23,37 +27,49 @@ export interface Member {
   stop(): Promise<void>
 }
 
+/** A file, Redis, or the REST endpoint before it. */
+export type StoreAddress = { readonly type: 'sqlite' } | { readonly type: 'redis' | 'rest'; readonly port: number }
+
 export interface FleetOptions {
   readonly dir: string
-  readonly redisPort: number | null
+  readonly store: StoreAddress
   readonly leaseMs: number
   readonly partitions: number
 }
 
 export const SQLITE_FILE = 'tasker.db'
 
+/** Where those that reach their store in one way write down which tasks they have ended. */
+export const endsFile = (dir: string, type: StoreAddress['type']): string => join(dir, `ends-${type}`)
+
+/** Programs that are run as they are, and what they print when they work. */
+const REAL: Partial<Record<Role, { file: string; ready: string }>> = {
+  'real worker': { file: 'services/workers/main.ts', ready: 'Working.' },
+  rest: { file: 'services/rest/main.ts', ready: 'Listening.' },
+}
 const FILE = Bun.fileURLToPath(new URL('./member.ts', import.meta.url))
 
 /** Starts one process; resolves when it works. */
 export async function startMember(name: string, role: Role, options: FleetOptions): Promise<Member> {
-  const { dir, redisPort, leaseMs, partitions } = options
-  const proxy = redisPort === null ? null : await startTcpProxy({ port: redisPort })
+  const { dir, store, leaseMs, partitions } = options
+  const proxy = store.type === 'sqlite' ? null : await startTcpProxy({ port: store.port })
   const clock = join(dir, `${name}.clock`)
   writeFileSync(clock, '0')
-  const [creatorPort, managerPort] = [await freePort(), await freePort()]
+  const [creatorPort, managerPort, restPort] = [await freePort(), await freePort(), await freePort()]
   const env = {
-    ...{ CHAOS_CLOCK: clock, CHAOS_STEPS: join(dir, 'steps') },
+    ...{ CHAOS_CLOCK: clock, CHAOS_STEPS: join(dir, 'steps'), CHAOS_ENDS: endsFile(dir, store.type) },
     ...{ CREATOR_PORT: `${creatorPort}`, MANAGER_PORT: `${managerPort}` },
     ...{ TASKER_LEASE_MS: `${leaseMs}`, TASKER_PARTITIONS: `${partitions}`, WORKER_GRACE_MS: '300', LOG_LEVEL: 'info' },
-    ...(proxy ? { REDIS_URL: `redis://127.0.0.1:${proxy.port}` } : { TASKER_DB: join(dir, SQLITE_FILE) }),
+    ...{ REST_PORT: `${restPort}`, REST_TOKEN },
+    ...(store.type === 'sqlite' ? { TASKER_DB: join(dir, SQLITE_FILE) } : {}),
+    ...(store.type === 'redis' ? { REDIS_URL: `redis://127.0.0.1:${proxy?.port}` } : {}),
+    ...(store.type === 'rest' ? overRest(`http://127.0.0.1:${proxy?.port}`) : {}),
     // Whoever creates a sequence says how often it may be tried; a sum has the attempts of its kind, which are few here.
     ...(role === 'real worker' ? { WORKER_KINDS: 'sequence' } : {}),
   }
-  const run = () =>
-    role === 'real worker'
-      ? startProcess('services/workers/main.ts', env)
-      : startProcess([process.execPath, FILE, role], env)
-  const ready = (started: TestProcess) => started.prints(role === 'real worker' ? 'Working.' : 'Ready.')
+  const real = REAL[role]
+  const run = () => startProcess(real?.file ?? [process.execPath, FILE, role], env)
+  const ready = (started: TestProcess) => started.prints(real?.ready ?? 'Ready.')
   let busy = false
   let current = run()
   let before = ''
@@ -68,7 +84,7 @@ export async function startMember(name: string, role: Role, options: FleetOption
   }
 
   return {
-    ...{ name, role, proxy },
+    ...{ name, role, store: store.type, restPort, proxy },
     urls: { creator: `http://127.0.0.1:${creatorPort}`, manager: `http://127.0.0.1:${managerPort}` },
     get idle() {
       return !busy
@@ -95,5 +111,13 @@ export async function startMember(name: string, role: Role, options: FleetOption
       await current.ended
       await proxy?.close()
     },
+  }
+}
+
+/** Whoever works over REST looks for work as often as others do: by itself it would ask less, since every command is billed. */
+function overRest(url: string): Record<string, string> {
+  return {
+    ...{ UPSTASH_REDIS_REST_URL: url, UPSTASH_REDIS_REST_TOKEN: REST_TOKEN },
+    ...{ WORKER_POLL_MS: '1000', WORKER_SWEEP_MS: '1000' },
   }
 }

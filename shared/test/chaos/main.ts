@@ -3,6 +3,7 @@ import { parseArgs } from 'node:util'
 import { type ChaosReport, runChaos } from './chaos.ts'
 
 const { values } = parseArgs({
+  allowNegative: true,
   options: {
     seed: { type: 'string', default: String(Math.floor(Math.random() * 1_000_000)) },
     seconds: { type: 'string', default: '60' },
@@ -13,11 +14,14 @@ const { values } = parseArgs({
     lease: { type: 'string', default: '9000' },
     every: { type: 'string', default: '300' },
     faults: { type: 'string' },
+    rest: { type: 'boolean', default: true },
     verbose: { type: 'boolean', default: false },
   },
 })
 const { seed, seconds, tasks, lease, every, partitions, verbose } = values
 const store = values.store === 'sqlite' ? 'sqlite' : values.aof === 'always' ? 'always' : 'everysec'
+
+const restRoles = ['creator', 'manager', 'worker'] as const
 
 const report = await runChaos({
   ...{ seed: Number(seed), seconds: Number(seconds), store, leaseMs: Number(lease), faultEveryMs: Number(every) },
@@ -25,8 +29,9 @@ const report = await runChaos({
   ...{ verbose, partitions: Number(partitions), types: values.faults?.split(',') },
   roles:
     store === 'sqlite'
-      ? ['all']
+      ? ['all', 'worker']
       : ['creator', 'creator', 'manager', 'manager', 'worker', 'worker', 'worker', 'real worker'],
+  restRoles: values.rest && store !== 'sqlite' ? restRoles : undefined,
 })
 console.log(JSON.stringify({ ...report, violations: report.violations.slice(0, 50) }, null, 1))
 console.log(summary(report))
@@ -41,6 +46,7 @@ function summary({ options, faults, violations, ...report }: ChaosReport): strin
       .join(', ')}`,
     `stored without an acknowledgement: ${report.unacknowledged}`,
     `lost with a crash within its last second: ${report.lost}; taken back by one and run again: ${report.takenBack}`,
+    `over REST: ${report.overRest.acknowledged} creations acknowledged, ${report.overRest.ended} tasks ended`,
     `given up with the one worker that might try: ${report.givenUp}; most attempts of one task: ${report.mostAttempts}`,
     `violations: ${violations.length}${rules.map(([rule, all]) => `\n  ${all?.length ?? 0} × ${rule}`).join('')}`,
   ].join('\n')

@@ -11,6 +11,7 @@ import { aborted, runMain } from '#shared/runtime/process.ts'
 import { serve } from '#shared/runtime/serve.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 import { fileClock } from './clock.ts'
+import { noteEnds } from './ends.ts'
 import { chaosImplementations } from './handlers.ts'
 import { chaosContracts } from './kinds.ts'
 
@@ -21,7 +22,8 @@ await runMain(role, async (signal) => {
   const config = loadConfig(process.env)
   const log = createLogger(config.logLevel)
   const clock = fileClock(process.env['CHAOS_CLOCK'])
-  const broker = await openBroker(config.store, { partitions: config.partitions, log, now: clock.now })
+  const store = await openBroker(config.store, { partitions: config.partitions, log, now: clock.now })
+  const broker = noteEnds(store, process.env['CHAOS_ENDS'] ?? '/dev/null')
   const servers = []
   const { host, managerUrl } = config
   const shared = { broker, log, contracts: chaosContracts, auth: null }

@@ -1,19 +1,20 @@
 import { Database } from 'bun:sqlite'
 import { FINAL_STATES, type FinalState } from '#shared/task/task.ts'
-import type { Dump, Life } from './recording.ts'
+import { readEnds } from './ends.ts'
+import type { Commit, Dump, Life } from './recording.ts'
 import type { Store } from './store.ts'
 
-/** Every write of a final record leaves a row, in the transaction that made it. */
+/** Every write of a final record leaves a row, in the transaction that made it, with the token that held the task until then. */
 const WATCH = `
-  CREATE TABLE chaos_commits (id TEXT, record TEXT, at INTEGER);
+  CREATE TABLE chaos_commits (id TEXT, record TEXT, holder TEXT, at INTEGER);
   CREATE TRIGGER chaos_ended AFTER UPDATE OF record ON tasks WHEN NEW.record IS NOT NULL
-    BEGIN INSERT INTO chaos_commits VALUES (NEW.id, NEW.record, unixepoch('subsec') * 1000); END;
+    BEGIN INSERT INTO chaos_commits VALUES (NEW.id, NEW.record, OLD.token, unixepoch('subsec') * 1000); END;
   CREATE TRIGGER chaos_stepped AFTER INSERT ON tasks WHEN NEW.record IS NOT NULL
-    BEGIN INSERT INTO chaos_commits VALUES (NEW.id, NEW.record, unixepoch('subsec') * 1000); END;
+    BEGIN INSERT INTO chaos_commits VALUES (NEW.id, NEW.record, NULL, unixepoch('subsec') * 1000); END;
 `
 
-/** Follows what happens in a SQLite file of Tasker's. It lives on when the process that fills it dies. */
-export function watchSqlite(path: string): Store {
+/** Follows what happens in a SQLite file of Tasker's. It lives on when a process that fills it dies. By which tokens tasks were ended, these write down. */
+export function watchSqlite(path: string, ends: string): Store {
   const db = new Database(path)
   db.run('PRAGMA busy_timeout = 5000')
   db.run(WATCH)
@@ -22,8 +23,10 @@ export function watchSqlite(path: string): Store {
   return {
     lives: [life],
     async dump() {
-      const rows = db.query<{ id: string; record: string; at: number }, []>('SELECT * FROM chaos_commits').all()
-      life.commits.splice(0, life.commits.length, ...rows.map((row) => ({ ...row, token: null, holder: null })))
+      const rows = db.query<Omit<Commit, 'token'>, []>('SELECT * FROM chaos_commits').all()
+      const tokens = readEnds(ends)
+      const commits = rows.map((row) => ({ ...row, token: tokens.get(row.id) ?? null }))
+      life.commits.splice(0, life.commits.length, ...commits)
       return dump()
     },
     async stop() {

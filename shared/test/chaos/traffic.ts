@@ -1,4 +1,4 @@
-import type { Member } from './fleet.ts'
+import type { Member, StoreAddress } from './fleet.ts'
 import type { Creation } from './plan.ts'
 import type { Random } from './random.ts'
 import type { Recording } from './recording.ts'
@@ -9,6 +9,8 @@ export interface Traffic {
   readonly created: Promise<void>
   /** Answers to creations: how many said no, or did not come. */
   readonly refused: { status: Record<string, number> }
+  /** Creations that were acknowledged, by how their creator reaches the store. */
+  readonly acknowledged: Record<StoreAddress['type'], number>
   /** Ends it all, waiting for no more answers. */
   stop(): Promise<void>
 }
@@ -27,6 +29,7 @@ export function startTraffic(options: {
 }): Traffic {
   const { creations, recording, creators, managers, random, untilMs } = options
   const refused = { status: {} as Record<string, number> }
+  const acknowledged = { sqlite: 0, redis: 0, rest: 0 }
   const begun = performance.now()
   const stopping = new AbortController()
   const elapsed = () => performance.now() - begun
@@ -51,9 +54,11 @@ export function startTraffic(options: {
     for (;;) {
       const path = batch ? `/${first.kind}/batch` : `/${first.kind}`
       const headers: Record<string, string> = key === null ? {} : { 'Idempotency-Key': key }
-      const answer = await send(random.pick(creators).urls.creator + path, { method: 'POST', body, headers })
+      const creator = random.pick(creators)
+      const answer = await send(creator.urls.creator + path, { method: 'POST', body, headers })
       if (answer?.status === 201) {
         const { task_id, task_ids } = answer.body as { task_id?: string; task_ids?: string[] }
+        acknowledged[creator.store]++
         const at = Date.now()
         const ids = task_ids ?? (task_id === undefined ? [] : [task_id])
         ids.forEach((id, i) => {
@@ -119,7 +124,7 @@ export function startTraffic(options: {
   const created = createAll()
   const reading = Promise.all(Array.from({ length: READERS }, readers))
   return {
-    ...{ created, refused },
+    ...{ created, refused, acknowledged },
     async stop() {
       stopping.abort()
       await Promise.all([created, reading])
