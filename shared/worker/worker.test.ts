@@ -519,6 +519,32 @@ for (const store of stores) {
       expect(await recordOf(id)).toMatchObject({ result: '3', attempt: 1 })
     })
 
+    test('a clock that is put back holds up nothing: what a worker that died has left is still found', async () => {
+      let aheadMs = 3_600_000
+      const unsteady = { now: () => clock.now() + aheadMs, sleep: clock.sleep }
+      const stopping = new AbortController()
+      // No wake-up tells of the task: it is the regular look that finds it.
+      const deaf: Broker = { ...broker, subscribe: async () => ({ close: async () => undefined }) }
+      const loop = worker([adder], { broker: deaf, clock: unsteady }).loop(stopping.signal)
+      const pass = async (ms: number) => {
+        for (let i = 0; i < ms; i += 500) {
+          clock.advance(500)
+          // Each answer lets the worker go on by one call.
+          for (let turn = 0; turn < 3; turn++) await broker.ping().then(nextTurn)
+        }
+      }
+      await pass(2_000)
+      aheadMs = 0
+      const id = await create(add, { a: 1, b: 2 })
+      await broker.claim({ kinds: ['add'], limit: 1, leaseMs: 30_000, takeBack: true })
+      await pass(33_000)
+      const state = await stateOf(id)
+      stopping.abort()
+      await pass(10_000)
+      await loop
+      expect(state).toBe('final')
+    })
+
     describe('composition', () => {
       const parent = kind('parent')
       /** Forgets what is kept in memory at every turn: each resume is a re-run from history. */

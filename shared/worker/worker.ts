@@ -62,6 +62,9 @@ const MAX_SETTLE = 1_000
 const MAX_SETTLE_CHARS = 500_000
 const SECOND_SETTLE_AT = 100
 
+/** The longest wait for a store that does not answer. */
+const MAX_PAUSE_MS = 5_000
+
 /** A worker for some kinds. Outcomes are settled together, and one settle brings the next tasks. */
 export function createWorker(options: WorkerOptions): Worker {
   const { broker, log, keyring, clock = systemClock, random = Math.random } = options
@@ -183,7 +186,7 @@ export function createWorker(options: WorkerOptions): Worker {
   function unanswered(error: StoreUnavailable, times: number): number {
     if (!storeAway) log.warn('The store does not answer; trying again', { reason: error.message })
     storeAway = true
-    return Math.min(5_000, 100 * 2 ** Math.min(times, 10)) * (0.5 + random() / 2)
+    return Math.min(MAX_PAUSE_MS, 100 * 2 ** Math.min(times, 10)) * (0.5 + random() / 2)
   }
 
   /** While others run, what ends in one turn of the event loop goes together; a lone task waits for nothing. */
@@ -209,11 +212,19 @@ export function createWorker(options: WorkerOptions): Worker {
     return Math.min(concurrency - running, 2 * concurrency - held.size, (limits.maxTasks ?? Infinity) - taken) - asked
   }
 
+  /** The time. When a clock was put back, what was about to be done does not wait until the old time comes again. */
+  function timeNow(): number {
+    const now = clock.now()
+    nextLook = Math.min(nextLook, now + pollMs)
+    pausedUntil = Math.min(pausedUntil, now + MAX_PAUSE_MS)
+    return now
+  }
+
   /** At most half of the slots in one call, so that one half runs while the other is settled. */
   function claimRequest(): ClaimRequest | undefined {
     const limit = Math.min(room(), Math.ceil(concurrency / 2))
     if (limit <= 0 || stopping || limits.mayGoOn?.() === false) return undefined
-    const now = clock.now()
+    const now = timeNow()
     const takeBack = now >= Math.min(nextLook, dueAt)
     if (takeBack) {
       nextLook = now + pollMs
@@ -345,14 +356,15 @@ export function createWorker(options: WorkerOptions): Worker {
     more = true
     nextLook = 0
     while (!stopping && goesOn()) {
+      const now = timeNow()
       const lookAt = more ? pausedUntil : Math.max(pausedUntil, Math.min(nextLook, dueAt))
       const free = room() > 0
-      if (free && clock.now() >= lookAt) {
+      if (free && now >= lookAt) {
         await claim()
         continue
       }
       const waited = new AbortController()
-      const look = free ? [clock.sleep(lookAt - clock.now(), waited.signal)] : []
+      const look = free ? [clock.sleep(lookAt - now, waited.signal)] : []
       await Promise.race([changed.promise, ...look])
       waited.abort()
       // What ends in this turn is claimed for together.
