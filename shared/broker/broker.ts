@@ -282,8 +282,18 @@ export interface KindStats {
 export interface Swept {
   /** Roots whose final record has expired. */
   expired: string[]
-  /** Live tasks that have a final record. */
-  foreign: { id: string; kind: string; record: string; envelope: string }[]
+  foreign: Foreign[]
+}
+
+/** A live task that has a final record: a foreign worker wrote it. */
+export interface Foreign {
+  id: string
+  kind: string
+  record: string
+  envelope: string
+  /** Length of the history, and the steps in it, where the store tells. */
+  calls?: number
+  steps?: number
 }
 
 export type TaskEvent =

@@ -207,7 +207,7 @@ describe('sweepOnce', () => {
     expect(await states('s')).toEqual([null])
   })
 
-  test('takes over what foreign workers wrote, even rubbish', async () => {
+  test('takes over what foreign workers wrote, even rubbish, and adds what is known of their tasks', async () => {
     const { broker, deps, now } = setup()
     const adopted: unknown[] = []
     const parent = { id: 'r', kind: 'sequence' }
@@ -224,6 +224,19 @@ describe('sweepOnce', () => {
             record: '{"result":"no","status_code":500}',
             envelope: envelope({ retention_s: 60 }),
           },
+          {
+            id: 'c',
+            kind: 'sum',
+            record: '{"result":"no","status_code":500,"retention_s":30,"created_at":7,"kind":"chat","mine":1}',
+            envelope: envelope({}),
+          },
+          {
+            id: 'd',
+            kind: 'sequence',
+            record: '{"result":"1","status_code":200,"retention_s":30,"calls":9}',
+            envelope: envelope({ retention_s: 60 }),
+            ...{ calls: 2, steps: 1 },
+          },
           { id: 'b', kind: 'chat', record: 'rubbish', envelope: 'rubbish' },
         ],
       }),
@@ -232,17 +245,21 @@ describe('sweepOnce', () => {
         return { refused: [], next: null }
       },
     }
-    expect(await sweepOnce({ ...deps, broker: foreign }, 10)).toEqual({ expired: 0, adopted: 3 })
+    expect(await sweepOnce({ ...deps, broker: foreign }, 10)).toEqual({ expired: 0, adopted: 5 })
     const adopt = { type: 'adopt', token: '', endedAt: now(), record: expect.any(String) }
     expect(adopted).toEqual([
       { ...adopt, id: 'r.0', kind: 'sum', state: 'succeeded', parent, expiresAt: null },
       { ...adopt, id: 'a', kind: 'sum', state: 'failed', parent: undefined, expiresAt: now() + 60_000 },
+      { ...adopt, id: 'c', kind: 'sum', state: 'failed', parent: undefined, expiresAt: now() + 30_000 },
+      { ...adopt, id: 'd', kind: 'sequence', state: 'succeeded', parent: undefined, expiresAt: now() + 60_000 },
       { ...adopt, id: 'b', kind: 'chat', state: 'failed', parent: undefined, expiresAt: now() + 7 * DAY },
     ])
     const finished_at = now()
     expect(adopted.map((outcome) => JSON.parse(Object(outcome).record))).toEqual([
       { result: '8.0', status_code: 200, kind: 'sum', finished_at, parent },
       { result: 'no', status_code: 500, kind: 'sum', finished_at, retention_s: 60 },
+      { result: 'no', status_code: 500, kind: 'sum', finished_at, retention_s: 30, created_at: 7, mine: 1 },
+      { result: '1', status_code: 200, kind: 'sequence', finished_at, retention_s: 60, calls: 2, steps: 1 },
       { result: 'rubbish', status_code: 500, kind: 'chat', finished_at },
     ])
   })

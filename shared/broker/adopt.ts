@@ -1,0 +1,33 @@
+import { readEnvelope, readRecord } from '#shared/task/record.ts'
+import { expiryOf, finalState } from '#shared/task/task.ts'
+import type { Broker, Foreign, Outcome } from './broker.ts'
+
+/**
+ * Takes over results that foreign workers wrote, so that waiting parents go on. Their records are given what is known of the tasks; what is not known
+ * stays as the foreign worker said it.
+ */
+export async function adopt(broker: Broker, foreign: readonly Foreign[], at: number): Promise<void> {
+  if (foreign.length > 0) await broker.settle(foreign.map((one) => outcomeOf(one, at)))
+}
+
+function outcomeOf({ id, kind, record, envelope, ...length }: Foreign, at: number): Outcome {
+  const sent = readEnvelope(envelope)
+  const told = readRecord(record)
+  // A text that is no record stands for a failure.
+  const written: object = told === null ? { result: record, status_code: 500 } : JSON.parse(record)
+  const known = {
+    kind,
+    created_at: sent?.created_at ?? told?.created_at,
+    finished_at: at,
+    parent: sent?.parent ?? told?.parent,
+    retention_s: sent?.retention_s ?? told?.retention_s,
+    calls: length.calls || told?.calls,
+    steps: length.calls ? length.steps : told?.steps,
+  }
+  return {
+    ...{ type: 'adopt', id, kind, token: '', parent: sent?.parent, endedAt: at },
+    state: told === null ? 'failed' : finalState(told),
+    record: JSON.stringify({ ...written, ...known }),
+    expiresAt: expiryOf(known),
+  }
+}
