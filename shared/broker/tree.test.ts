@@ -144,9 +144,26 @@ describe('removeTree', () => {
       },
     }
     await expect(removeTree({ ...deps, broker: crashing }, 'r')).rejects.toThrow('crash')
-    expect(await states('r', 'r.0', 'r.600')).toEqual(['cancelled', null, 'cancelled'])
+    expect(await states('r', 'r.0', 'r.699', 'r.700')).toEqual(['cancelled', 'cancelled', 'cancelled', null])
     await removeTree(deps, 'r')
-    expect(await states('r', 'r.0', 'r.600', 'r.1199')).toEqual([null, null, null, null])
+    expect(await states('r', 'r.0', 'r.699', 'r.700')).toEqual([null, null, null, null])
+  })
+
+  test('goes on where a crash left it, also when the root does not tell how many children it called', async () => {
+    const { broker, deps, newTask, fanOut, run, now, states } = setup()
+    await broker.enqueue([newTask('r', 'sequence')])
+    await fanOut('sequence', 'sum', 1200)
+    await broker.cancel([
+      { id: 'r', kind: 'sequence', record: '{"result":"1","status_code":200}', endedAt: now(), expiresAt: null },
+    ])
+    const crashing: Broker = {
+      ...broker,
+      remove: once(broker.remove, () => Promise.reject(new Error('crash'))),
+    }
+    await expect(removeTree({ ...deps, broker: crashing }, 'r')).rejects.toThrow('crash')
+    await removeTree(deps, 'r')
+    expect(await states('r', 'r.0', 'r.499', 'r.500', 'r.1199')).toEqual([null, null, null, null, null])
+    await expect(run('sum')).rejects.toThrow('no sum')
   })
 
   test('finds children that were called after the record of a cancelled parent was made', async () => {

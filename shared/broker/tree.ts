@@ -85,7 +85,7 @@ function isCancelled({ record }: Stored): boolean {
 }
 
 async function cancelBelow(deps: TreeDeps, id: string, calls: number | null): Promise<void> {
-  for await (const children of childrenOf(deps.broker, id, calls)) {
+  for await (const children of childrenOf(deps.broker, id, calls ?? (await lengthOf(deps.broker, id)))) {
     for (const child of await cancelLive(deps, children)) await cancelBelow(deps, child.id, child.calls)
   }
 }
@@ -93,13 +93,15 @@ async function cancelBelow(deps: TreeDeps, id: string, calls: number | null): Pr
 /** Forgets several tasks as `removeTree` does, together. */
 export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Promise<void> {
   if (tasks.length === 0) return
-  const calls = new Map<string, number | null>()
+  const calls = new Map<string, number>()
   for (const { id, record } of tasks) calls.set(id, (record !== null && readRecord(record)?.calls) || 0)
   for (const task of await cancelLive(deps, tasks)) {
-    calls.set(task.id, task.calls)
+    calls.set(task.id, task.calls ?? 0)
     await cancelBelow(deps, task.id, task.calls)
   }
-  for (const id of await longerThanRecorded(deps.broker, calls)) calls.set(id, null)
+  for (const id of await longerThanRecorded(deps.broker, calls)) {
+    calls.set(id, await lengthOf(deps.broker, id, calls.get(id)))
+  }
   for (const [id, known] of calls) {
     for await (const children of childrenOf(deps.broker, id, known)) await removeTrees(deps, children)
   }
@@ -113,21 +115,35 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
  * Tasks that called more children than is known of them: the record of a cancelled one is made before it is cancelled, and a
  * foreign one does not tell. Children have consecutive numbers, so one look at the next number tells.
  */
-async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, number | null>): Promise<string[]> {
+async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, number>): Promise<string[]> {
   const ids = [...calls.keys()]
   const next = await broker.get(ids.map((id) => childId(id, calls.get(id) ?? 0)))
   return ids.filter((_, index) => next[index])
 }
 
-/** The children that are known, in chunks. Without the length of the history it looks until a whole chunk is unknown. */
-async function* childrenOf(broker: Broker, id: string, calls: number | null): AsyncGenerator<Stored[]> {
-  for (let from = 0; calls === null || from < calls; from += CHUNK) {
-    const length = calls === null ? CHUNK : Math.min(CHUNK, calls - from)
-    const found = await broker.get(Array.from({ length }, (_, index) => childId(id, from + index)))
-    const children = found.filter((child) => child !== null)
-    if (calls === null && children.length === 0) return
-    yield children
+/** Length of a task's history, of which so much is known: it ends where a whole chunk is unknown. */
+async function lengthOf(broker: Broker, id: string, known = 0): Promise<number> {
+  for (let length = known, from = known; ; from += CHUNK) {
+    const found = await broker.get(idsOfCalls(id, from, from + CHUNK))
+    const last = found.findLastIndex((child) => child !== null)
+    if (last < 0) return length
+    length = from + last + 1
   }
+}
+
+/**
+ * The children that are known, in chunks, the last chunk first: what is left of a removal that was interrupted then begins at number 0, where it is
+ * looked for.
+ */
+async function* childrenOf(broker: Broker, id: string, calls: number): AsyncGenerator<Stored[]> {
+  for (let end = calls; end > 0; end -= CHUNK) {
+    const found = await broker.get(idsOfCalls(id, Math.max(0, end - CHUNK), end))
+    yield found.filter((child) => child !== null)
+  }
+}
+
+function idsOfCalls(id: string, from: number, to: number): string[] {
+  return Array.from({ length: to - from }, (_, index) => childId(id, from + index))
 }
 
 function cancellationOf(id: string, live: Live, contracts: Contracts, at: number): Cancellation {
