@@ -41,8 +41,11 @@ export interface Broker {
   /** Ends each live task as cancelled, whatever its state, with the record given; a final or unknown one is left as it is. Its descendants are the caller's business (`cancelTree`). */
   cancel(tasks: readonly Cancellation[]): Promise<Cancelled[]>
 
-  /** Forgets final records. A live or unknown id is left as it is. Descendants are the caller's business (`removeTree`). */
-  remove(tasks: readonly Removal[]): Promise<void>
+  /**
+   * Forgets final records. A live or unknown id is left as it is. Descendants are the caller's business (`removeTree`). Returns those left that have a final
+   * record all the same: they are to be taken over first (`adopt`).
+   */
+  remove(tasks: readonly Removal[]): Promise<Foreign[]>
 
   /** Queues ended tasks again, at the back, from attempt 1, their history kept: the final record is dropped. Returns the ids that were queued; one without a final record is left as it is. */
   retry(tasks: readonly NewTask[]): Promise<string[]>

@@ -1,6 +1,7 @@
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { childId, type Envelope, expiryOf, type FinalRecord, finalState } from '#shared/task/task.ts'
+import { adopt } from './adopt.ts'
 import type { Broker, Cancellation, Ended, Live, Removal, Stored } from './broker.ts'
 import { attemptOf, type Contracts, contractOf } from './view.ts'
 
@@ -108,7 +109,15 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
   // Those that were live have ended meanwhile.
   const live = tasks.flatMap(({ id, live }) => (live ? [id] : []))
   const ended = new Map(live.length > 0 ? (await deps.broker.get(live)).map((stored) => [stored?.id, stored]) : [])
-  await deps.broker.remove(tasks.map((task) => removalOf(ended.get(task.id) ?? task)))
+  const foreign = await deps.broker.remove(tasks.map((task) => removalOf(ended.get(task.id) ?? task)))
+  if (foreign.length === 0) return
+  // What foreign workers have just ended may have children that only its live value told of, and goes on until it is taken over.
+  await adopt(deps.broker, foreign, deps.now())
+  const adopted = await deps.broker.get(foreign.map(({ id }) => id))
+  await removeTrees(
+    deps,
+    adopted.filter((task) => task !== null),
+  )
 }
 
 /**

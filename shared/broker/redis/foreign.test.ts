@@ -205,6 +205,37 @@ describe('foreign producers and workers', () => {
     expect(await foreign.hget('sum_task_queue:counts', 'dropped')).toBe('0')
   })
 
+  test('a task that a foreign worker has just ended is deleted whole', async () => {
+    const envelope = encodeEnvelope({ task_id: 'a1', kind: 'sum', payload: { num1: 3, num2: 5 } })
+    await broker.enqueue([{ id: 'a1', kind: 'sum', priority: 'normal', envelope }])
+    await foreignSum()
+    await removeTree({ broker, contracts: {}, now: clock.now }, 'a1')
+    expect(await broker.get(['a1'])).toEqual([null])
+    expect(await foreign.keys('*')).toEqual([])
+  })
+
+  test('a parent that a foreign program has just ended is deleted with its children', async () => {
+    const parent = { id: 'p1', kind: 'sequence' }
+    const envelope = encodeEnvelope({ task_id: 'p1', kind: 'sequence', payload: { n: 1 } })
+    await broker.enqueue([{ ...parent, priority: 'normal', envelope }])
+    const { tasks } = await broker.claim({ kinds: ['sequence'], limit: 1, leaseMs: 60_000, takeBack: false })
+    const child = (id: string) => ({
+      ...{ id, kind: 'sum', priority: 'normal' as const, parent },
+      envelope: encodeEnvelope({ task_id: id, kind: 'sum', payload: { num1: 3, num2: 5 }, parent }),
+    })
+    // The first one is gone: without the length of the history nobody would look further.
+    const call = { type: 'call', children: [child('p1.1'), child('p1.2')], records: [], calls: 3, steps: 0 } as const
+    await broker.settle([{ ...parent, ...call, token: tasks[0]?.token ?? '', park: true, wakeAt: null }])
+    await foreignSum()
+    await foreign.hset('tasks', 'p1', '{"result":"8","status_code":200}')
+    await removeTree({ broker, contracts: {}, now: clock.now }, 'p1')
+    expect(await broker.get(['p1', 'p1.1', 'p1.2'])).toEqual([null, null, null])
+    expect(await foreign.hlen('tasks:live')).toBe(0)
+    await drain()
+    expect(await stats('sum')).toMatchObject({ queued: 0, running: 0, succeeded: 0, cancelled: 0 })
+    expect(await foreign.hlen('tasks')).toBe(0)
+  })
+
   test('a record that tells of more calls than there can be is deleted at once', async () => {
     const record = { result: '', status_code: 500, kind: 'sum', calls: Number.MAX_SAFE_INTEGER, payload: {} }
     await foreign.hset('tasks', 'a1', JSON.stringify(record))

@@ -1,7 +1,7 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
-import type { Broker, BrokerOptions, Claim, ClaimRequest, Listed, Stored, Swept } from '../broker.ts'
+import type { Broker, BrokerOptions, Claim, ClaimRequest, Foreign, Listed, Stored, Swept } from '../broker.ts'
 import { requireTimes } from '../times.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
@@ -16,6 +16,7 @@ import {
   endedListed,
   endOf,
   eventOf,
+  foreignOf,
   KEY_OF,
   type KindNumbers,
   kindNumbers,
@@ -274,16 +275,19 @@ export function createRedisBroker(
       ),
 
     async remove(tasks) {
+      const left: Foreign[] = []
       await parted(
         tasks,
         (task) => task.id,
         async (part, partition) => {
           const kinds = kindNumbers()
           const args = part.flatMap(({ id, ended }) => [id, ...endedArgs(ended, kinds)])
-          await run(scripts.remove, partition, kinds.names, () => [part.length, ...args])
+          const reply = await run(scripts.remove, partition, kinds.names, () => [part.length, ...args])
+          left.push(...foreignOf(reply as string[]))
           return []
         },
       )
+      return left
     },
 
     async retry(tasks) {

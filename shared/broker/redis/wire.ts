@@ -1,7 +1,19 @@
 /** How calls to the scripts are written, and their replies read. The other side of each is in the header of its script. */
 import { readEnvelope } from '#shared/task/record.ts'
 import { type FinalState, PRIORITIES, type State } from '#shared/task/task.ts'
-import type { Claim, Claimed, Ended, KindStats, Listed, Live, NewTask, Outcome, Stored, TaskEvent } from '../broker.ts'
+import type {
+  Claim,
+  Claimed,
+  Ended,
+  Foreign,
+  KindStats,
+  Listed,
+  Live,
+  NewTask,
+  Outcome,
+  Stored,
+  TaskEvent,
+} from '../broker.ts'
 
 export type Arg = string | number
 
@@ -146,6 +158,17 @@ export function liveOf(text: string, pending: number): Live {
     progress: done !== undefined && total !== undefined ? { done, total } : null,
     envelope: text.slice(end + 1),
   }
+}
+
+/** Live tasks that have a final record: of each id, record and live value. */
+export function foreignOf(found: readonly string[]): Foreign[] {
+  const tasks: Foreign[] = []
+  for (let i = 0; i + 2 < found.length; i += 3) {
+    const [id = '', record = '', live = ''] = found.slice(i, i + 3)
+    const { kind, envelope, calls, steps } = liveOf(live, 0)
+    tasks.push({ id, kind, record, envelope, calls, steps })
+  }
+  return tasks
 }
 
 /** Ids that share an entry, in the order in which they came: see common.lua. */

@@ -27,7 +27,7 @@ export function testRemove(test: Define): void {
     const queued = await add()
     const delayed = await add({ dueAt: clock.now() + 1000 })
     const before = await Promise.all([running, queued, delayed].map(({ id }) => live(id)))
-    await broker.remove([running, queued, delayed].map((one) => ({ ...one, ...ended(one) })))
+    expect(await broker.remove([running, queued, delayed].map((one) => ({ ...one, ...ended(one) })))).toEqual([])
     expect(await Promise.all([running, queued, delayed].map(({ id }) => live(id)))).toEqual(before)
     expect((await broker.settle([end(running)])).refused).toEqual([])
   })

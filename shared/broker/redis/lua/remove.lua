@@ -1,11 +1,24 @@
 -- ARGV: number of tasks; for each: id, kind or 0 when it is not known, key number of its state, when it ended, when its record expires (each '-' when not known).
--- Returns nothing of use. A live task keeps everything: it has no final record, and is in none of these sets.
+-- Returns { id, record, live value of each live task that has a record }. A live task keeps everything.
 local drop, flushRecords = batch('HDEL')
-local ended = {}
+local ids, tasks, ended, left, records, reply = {}, {}, {}, {}, {}, {}
 for i = 1, number() do
-  ended[i] = readEnded(arg())
-  drop(TASKS, ended[i].id)
+  tasks[i] = readEnded(arg())
+  ids[i] = tasks[i].id
+end
+local live = fetch(LIVE, ids)
+for i, id in ipairs(ids) do
+  if live[i] then left[#left + 1], records[#records + 1] = i, id
+  else
+    drop(TASKS, id)
+    ended[#ended + 1] = tasks[i]
+  end
 end
 flushRecords()
 forgetEnded(ended)
-return true
+for j, record in ipairs(fetch(TASKS, records)) do
+  if record then
+    for _, field in ipairs({ records[j], record, live[left[j]] }) do reply[#reply + 1] = field end
+  end
+end
+return reply
