@@ -92,11 +92,17 @@ export interface NewTask {
   /** The task is delayed until then; null or the past: queued at once. */
   dueAt?: number | null
   /** For `retry`: the length of the history that the task goes on from. */
-  history?: { calls: number; steps: number }
+  history?: History
   /** For `retry`: how the task ended whose record is dropped. */
   ended?: Ended | null
   /** True when the id was made a moment ago by the caller and cannot be known yet: saves the look-up on the first send. */
   fresh?: boolean
+}
+
+/** The length of a task's history, and how many entries of it are steps or sleeps. */
+export interface History {
+  calls: number
+  steps: number
 }
 
 /** A final record that is no longer wanted. */

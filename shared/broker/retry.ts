@@ -2,7 +2,7 @@ import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { encodeEnvelope, type FinalRecord, finalState, rootOf } from '#shared/task/task.ts'
 import type { NewTask } from './broker.ts'
-import { endedOf, removeFailedChildren, type TreeDeps } from './tree.ts'
+import { endedOf, historyOf, removeFailedChildren, type TreeDeps } from './tree.ts'
 import { contractOf } from './view.ts'
 
 /**
@@ -19,8 +19,10 @@ export async function retryTask(deps: TreeDeps, id: string): Promise<void> {
     throw new StateConflict(`Task ${id} is ${stored.live.state}: only a failed or cancelled one is retried.`)
   const record = readRecord(stored.record)
   const task = taskOf(deps, id, record)
-  await removeFailedChildren(deps, { id, calls: record?.calls ?? 0 })
-  const retried = await broker.retry([task])
+  // The record of a cancelled task is older than the truth: its run may have called more children before it was cancelled.
+  const history = await historyOf(broker, id, { calls: record?.calls ?? 0, steps: record?.steps ?? 0 })
+  await removeFailedChildren(deps, { id, calls: history.calls })
+  const retried = await broker.retry([{ ...task, history }])
   if (!retried.includes(id)) throw new StateConflict(`Task ${id} was retried or deleted by someone else just now.`)
 }
 
@@ -53,6 +55,5 @@ function taskOf({ contracts }: TreeDeps, id: string, record: FinalRecord | null)
     ...(retention_s === undefined ? {} : { retention_s }),
     ...(traceparent === undefined ? {} : { traceparent }),
   })
-  const history = { calls: record.calls ?? 0, steps: record.steps ?? 0 }
-  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, history, ended: endedOf(record) }
+  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, ended: endedOf(record) }
 }

@@ -2,8 +2,8 @@ import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { childId, type Envelope, expiryOf, type FinalRecord, finalState } from '#shared/task/task.ts'
 import { adopt } from './adopt.ts'
-import type { Broker, Cancellation, Ended, Live, Removal, Stored } from './broker.ts'
-import { attemptOf, type Contracts, contractOf } from './view.ts'
+import type { Broker, Cancellation, Ended, History, Live, Removal, Stored } from './broker.ts'
+import { attemptOf, type Contracts, contractOf, isStep } from './view.ts'
 
 /** Tasks that are read and written in one call: it bounds the memory, whatever the size of a tree. */
 const CHUNK = 500
@@ -86,7 +86,8 @@ function isCancelled({ record }: Stored): boolean {
 }
 
 async function cancelBelow(deps: TreeDeps, id: string, calls: number | null): Promise<void> {
-  for await (const children of childrenOf(deps.broker, id, calls ?? (await lengthOf(deps.broker, id)))) {
+  const known = calls ?? (await historyOf(deps.broker, id, { calls: 0, steps: 0 })).calls
+  for await (const children of childrenOf(deps.broker, id, known)) {
     for (const child of await cancelLive(deps, children)) await cancelBelow(deps, child.id, child.calls)
   }
 }
@@ -101,7 +102,7 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
     await cancelBelow(deps, task.id, task.calls)
   }
   for (const id of await longerThanRecorded(deps.broker, calls)) {
-    calls.set(id, await lengthOf(deps.broker, id, calls.get(id)))
+    calls.set(id, (await historyOf(deps.broker, id, { calls: calls.get(id) ?? 0, steps: 0 })).calls)
   }
   for (const [id, known] of calls) {
     for await (const children of childrenOf(deps.broker, id, known)) await removeTrees(deps, children)
@@ -130,13 +131,15 @@ async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, num
   return ids.filter((_, index) => next[index])
 }
 
-/** Length of a task's history, of which so much is known: it ends where a whole chunk is unknown. */
-async function lengthOf(broker: Broker, id: string, known = 0): Promise<number> {
-  for (let length = known, from = known; ; from += CHUNK) {
+/** How long a task's history is, of which so much is known: it ends where a whole chunk is unknown. */
+export async function historyOf(broker: Broker, id: string, known: History): Promise<History> {
+  let { calls, steps } = known
+  for (let from = calls; ; from += CHUNK) {
     const found = await broker.get(idsOfCalls(id, from, from + CHUNK))
     const last = found.findLastIndex((child) => child !== null)
-    if (last < 0) return length
-    length = from + last + 1
+    if (last < 0) return { calls, steps }
+    calls = from + last + 1
+    steps += found.filter((child) => child !== null && isStep(child)).length
   }
 }
 
