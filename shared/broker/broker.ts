@@ -47,8 +47,18 @@ export interface Broker {
    */
   remove(tasks: readonly Removal[]): Promise<Foreign[]>
 
-  /** Queues ended tasks again, at the back, from attempt 1, their history kept: the final record is dropped. Returns the ids that were queued; one without a final record is left as it is. */
-  retry(tasks: readonly NewTask[]): Promise<string[]>
+  /**
+   * Reserves ended tasks for one caller, who is about to retry them: nobody else gets them for `leaseMs` from now. Gives a token for each, in order; null for one
+   * that has no final record, is live all the same, or is reserved by another. With the token that was given before it goes on for longer, under a new one. Once a
+   * reservation is over, another may take the task, and the token may be refused.
+   */
+  reserve(tasks: readonly Reservable[], leaseMs: number): Promise<(string | null)[]>
+
+  /**
+   * Queues ended roots again, at the back, from attempt 1, their history kept: the final record is dropped. Each is guarded by the token of its reservation. Returns
+   * the ids that were queued; one that is not reserved under its token is left as it is.
+   */
+  retry(tasks: readonly Retry[]): Promise<string[]>
 
   /**
    * Ids of one kind in one state, newest first as far as the store's order tells: `queued` from the back of the queue (`high`, then `normal`, then `low`), final
@@ -91,12 +101,23 @@ export interface NewTask {
   envelope: string
   /** The task is delayed until then; null or the past: queued at once. */
   dueAt?: number | null
-  /** For `retry`: the length of the history that the task goes on from. */
-  history?: History
-  /** For `retry`: how the task ended whose record is dropped. */
-  ended?: Ended | null
   /** True when the id was made a moment ago by the caller and cannot be known yet: saves the look-up on the first send. */
   fresh?: boolean
+}
+
+export interface Reservable {
+  id: string
+  /** Of the reservation that is to go on. */
+  token?: string | null
+}
+
+export interface Retry extends Pick<NewTask, 'id' | 'kind' | 'priority' | 'envelope'> {
+  /** Of the reservation. */
+  token: string
+  /** What the task goes on from. */
+  history: History
+  /** How the task ended whose record is dropped. */
+  ended: Ended | null
 }
 
 /** The length of a task's history, and how many entries of it are steps or sleeps. */

@@ -98,5 +98,75 @@ for (const store of [...stores, partitioned]) {
       await drain()
       expect(await state('r')).toMatchObject({ result: '4', status_code: 200 })
     })
+
+    /** A broker that looks at children no further than the gate, and lets workers go on before it forgets any. */
+    function slow({ broker, drain }: ReturnType<typeof setup>) {
+      const gate = Promise.withResolvers<void>()
+      const reached = Promise.withResolvers<void>()
+      const slow: Broker = {
+        ...broker,
+        async get(ids) {
+          if (ids.includes('r.0')) {
+            reached.resolve()
+            await gate.promise
+          }
+          return broker.get(ids)
+        },
+        async remove(tasks) {
+          await drain()
+          return broker.remove(tasks)
+        },
+      }
+      return { slow, gate, reached: reached.promise }
+    }
+
+    async function failed(scene: ReturnType<typeof setup>) {
+      const { broker, claim, add, clock } = scene
+      await add(1)
+      const { token } = await claim('all')
+      await broker.settle([{ ...scene.call(token, 0, 1), park: true } as Outcome])
+      const ends = { type: 'end', state: 'failed', endedAt: clock.now(), expiresAt: null } as const
+      const record = (more: object) =>
+        JSON.stringify({ ...{ result: 'no', status_code: 500, finished_at: clock.now() }, ...more })
+      const child = await claim('one')
+      await broker.settle([{ ...child, ...ends, parent: ROOT, record: record({ kind: 'one', parent: ROOT }) }])
+      const root = await claim('all')
+      await broker.settle([{ ...root, ...ends, record: record({ kind: 'all', payload: 1, calls: 1, steps: 0 }) }])
+      return scene
+    }
+
+    test('of two at once one is refused, and the run that has begun again keeps its children', async () => {
+      const scene = await failed(setup())
+      const { deps, claim, call, broker, state, drain } = scene
+      const { slow: behind, gate, reached } = slow(scene)
+      const second = retryTask({ ...deps, broker: behind }, 'r').catch((error: Error) => error.message)
+      await reached
+      const first = await retryTask(deps, 'r').catch((error: Error) => error.message)
+      if (first === undefined) {
+        const { token } = await claim('all')
+        await broker.settle([{ ...call(token, 0, 1), park: true } as Outcome])
+      }
+      gate.resolve()
+      expect([first, await second].filter((refused) => refused !== undefined)).toHaveLength(1)
+      await drain()
+      expect(await state('r')).toMatchObject({ result: '1', status_code: 200 })
+    })
+
+    test('one that was held up for longer than its reservation leaves the run that has begun again alone', async () => {
+      const scene = await failed(setup())
+      const { deps, claim, call, broker, state, drain, clock } = scene
+      const { slow: behind, gate, reached } = slow(scene)
+      const first = retryTask({ ...deps, broker: behind }, 'r').catch((error: Error) => error.message)
+      await reached
+      clock.advance(60_001)
+      await retryTask(deps, 'r')
+      const { token } = await claim('all')
+      await broker.settle([{ ...call(token, 0, 1), park: true } as Outcome])
+      gate.resolve()
+      expect(await first).toContain('someone else')
+      expect(await state('r.0')).toMatchObject({ state: 'queued' })
+      await drain()
+      expect(await state('r')).toMatchObject({ result: '1', status_code: 200 })
+    })
   })
 }

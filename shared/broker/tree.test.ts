@@ -207,7 +207,9 @@ describe('sweepOnce', () => {
       ...broker,
       async sweep(limit) {
         const swept = await broker.sweep(limit)
-        await broker.retry([newTask('s', 'sum')])
+        const [token] = await broker.reserve([{ id: 's' }], 1000)
+        const again = { ...newTask('s', 'sum'), history: { calls: 0, steps: 0 }, ended: null }
+        await broker.retry([{ ...again, token: token ?? '' }])
         return swept
       },
     }

@@ -41,22 +41,6 @@ export async function removeTree(deps: TreeDeps, id: string): Promise<void> {
   await removeTrees(deps, [stored])
 }
 
-/**
- * Forgets the trees of those children of a task that failed, were cancelled, or were left unfinished, so that a retry calls them anew; the results of the
- * others stay.
- */
-export async function removeFailedChildren(deps: TreeDeps, parent: { id: string; calls: number }): Promise<void> {
-  for await (const children of childrenOf(deps.broker, parent.id, parent.calls)) {
-    await removeTrees(
-      deps,
-      children.filter((child) => {
-        const record = child.record === null ? null : readRecord(child.record)
-        return record === null || finalState(record) !== 'succeeded'
-      }),
-    )
-  }
-}
-
 /** What was ended as cancelled, and how many children it called; null when that is not known. */
 interface Stopped {
   id: string
@@ -78,6 +62,12 @@ async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly 
     ...answers.filter(({ cancelled }) => cancelled),
     ...left.flatMap((stored) => (stored && isCancelled(stored) ? [{ id: stored.id, calls: null }] : [])),
   ]
+}
+
+/** Whether a task failed, was cancelled, or was left unfinished: a retry of its parent calls it anew. */
+export function hasFailed({ record }: Stored): boolean {
+  const read = record === null ? null : readRecord(record)
+  return read === null || finalState(read) !== 'succeeded'
 }
 
 function isCancelled({ record }: Stored): boolean {
@@ -147,7 +137,7 @@ export async function historyOf(broker: Broker, id: string, known: History): Pro
  * The children that are known, in chunks, the last chunk first: what is left of a removal that was interrupted then begins at number 0, where it is
  * looked for.
  */
-async function* childrenOf(broker: Broker, id: string, calls: number): AsyncGenerator<Stored[]> {
+export async function* childrenOf(broker: Broker, id: string, calls: number): AsyncGenerator<Stored[]> {
   for (let end = calls; end > 0; end -= CHUNK) {
     const found = await broker.get(idsOfCalls(id, Math.max(0, end - CHUNK), end))
     yield found.filter((child) => child !== null)

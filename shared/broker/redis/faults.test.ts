@@ -59,6 +59,19 @@ describe('a call to Redis whose answer is lost after Redis acted', () => {
     expect((await broker.stats(['sum']))[0]).toMatchObject({ queued: 1, running: 2 })
   })
 
+  test('reserves for the caller, and goes on with that', async () => {
+    await broker.enqueue([task('a')])
+    await broker.cancel([{ id: 'a', kind: 'sum', record: '{}', endedAt: 0, expiresAt: null }])
+    let token: string | null = null
+    for (let i = 0; i < 2; i++) {
+      proxy.loseNextAnswer()
+      ;[token = null] = await broker.reserve([{ id: 'a', token }], 30_000)
+      expect(token).toBeString()
+    }
+    const history = { calls: 0, steps: 0 }
+    expect(await broker.retry([{ ...task('a'), history, ended: null, token: token ?? '' }])).toEqual(['a'])
+  })
+
   test('settles once, and claims once what comes next', async () => {
     await broker.enqueue(['a', 'b'].map(task))
     const [a] = (await broker.claim({ ...request, limit: 1 })).tasks

@@ -11,6 +11,7 @@ export function partitionKeys(prefix: string): string[] {
     `${prefix}tasks:pending`, // hash: id of a parent → number of its children that have not ended
     `${prefix}tasks:expiry`, // sorted set: entries of roots (see common.lua) → when their final records expire
     `${prefix}tasks:sweep`, // string: where the sweep goes on
+    `${prefix}tasks:reserved`, // sorted set: id of an ended task that is about to be retried → end of its reservation
   ]
 }
 

@@ -290,6 +290,23 @@ export function createRedisBroker(
       return left
     },
 
+    reserve(tasks, leaseMs) {
+      // The end of a reservation is its token: no other caller ends one at this very moment.
+      const token = String(now() + leaseMs + Math.random())
+      return parted(
+        tasks,
+        (task) => task.id,
+        async (part, partition) => {
+          const args = part.flatMap((task) => [task.id, task.token ?? '-'])
+          const reply = await run(scripts.reserve, partition, [], (resent) => [
+            ...[resent ? 1 : 0, token, part.length],
+            ...args,
+          ])
+          return (reply as number[]).map((reserved) => (reserved === 1 ? token : null))
+        },
+      )
+    },
+
     async retry(tasks) {
       const codes = await parted(
         tasks,
@@ -297,10 +314,10 @@ export function createRedisBroker(
         async (part, partition) => {
           const kinds = kindNumbers()
           const added = newTaskArgs(part, kinds)
-          const history = part.flatMap(({ history, ended }) => [
-            ...[`${history?.calls ?? 0} ${history?.steps ?? 0}`, ...endedArgs(ended, kinds)],
+          const more = part.flatMap(({ token, history: { calls, steps }, ended }) => [
+            ...[token, `${calls} ${steps}`, ...endedArgs(ended, kinds)],
           ])
-          const args = [part.length, ...history, ...added]
+          const args = [part.length, ...more, ...added]
           return (await run(scripts.retry, partition, kinds.names, () => args)) as number[]
         },
       )

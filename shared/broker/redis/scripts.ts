@@ -5,6 +5,7 @@ import extend from './lua/extend.lua' with { type: 'text' }
 import get from './lua/get.lua' with { type: 'text' }
 import list from './lua/list.lua' with { type: 'text' }
 import remove from './lua/remove.lua' with { type: 'text' }
+import reserve from './lua/reserve.lua' with { type: 'text' }
 import retry from './lua/retry.lua' with { type: 'text' }
 import settle from './lua/settle.lua' with { type: 'text' }
 import stats from './lua/stats.lua' with { type: 'text' }
@@ -30,6 +31,7 @@ export const scripts = {
   extend: script('extend', extend),
   get: script('get', get),
   remove: script('remove', remove),
+  reserve: script('reserve', reserve),
   retry: script('retry', retry),
   list: script('list', list),
   stats: script('stats', stats),

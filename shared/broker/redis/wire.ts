@@ -41,7 +41,7 @@ export function kindNumbers() {
   }
 }
 
-export function newTaskArgs(tasks: readonly NewTask[], kinds: KindNumbers): Arg[] {
+export function newTaskArgs(tasks: readonly Omit<NewTask, 'parent'>[], kinds: KindNumbers): Arg[] {
   const args: Arg[] = [tasks.length]
   for (const { id, kind, priority, dueAt, envelope } of tasks) {
     args.push(`${kinds.number(kind)} ${PRIORITIES.indexOf(priority) + 1} ${dueAt ?? '-'}`, id, envelope)

@@ -21,8 +21,6 @@ export interface Ending {
   settle(outcomes: readonly Outcome[], now: number, news: News): string[]
   extend(leases: readonly Lease[], deadline: number): Lapsed
   cancel(tasks: readonly Cancellation[], news: News): Cancelled[]
-  /** Counts children that live again among those that their parent waits for. */
-  addPending(parent: string, children: number): void
 }
 
 export function createEnding(db: Database, queue: Queue): Ending {
@@ -51,9 +49,6 @@ export function createEnding(db: Database, queue: Queue): Ending {
     }
     queue.toFront(resumed, news)
   }
-
-  const add = db.prepare('UPDATE tasks SET pending = pending + ?2 WHERE id = ?1')
-  const addPending = (parent: string, children: number) => void add.run(parent, children)
 
   const insertStep = db.prepare(`
     INSERT INTO tasks (id, kind, priority, state, record) VALUES (?, '', 0, 'step', ?) ON CONFLICT (id) DO NOTHING`)
@@ -138,5 +133,5 @@ export function createEnding(db: Database, queue: Queue): Ending {
     return answers
   }
 
-  return { settle, extend, cancel, addPending }
+  return { settle, extend, cancel }
 }

@@ -1,5 +1,5 @@
 import { PRIORITIES, type Priority } from '#shared/task/task.ts'
-import type { Claim, Claimed, ClaimRequest, NewTask } from '../broker.ts'
+import type { Claim, Claimed, ClaimRequest, NewTask, Reservable, Retry } from '../broker.ts'
 import type { Database } from './database.ts'
 import { NEVER } from './schema.ts'
 import type { News } from './signals.ts'
@@ -14,8 +14,10 @@ export const rank = (priority: Priority): number => PRIORITIES.indexOf(priority)
 export interface Queue {
   /** Stores and queues a task, or delays it; false when its id is known. */
   add(task: NewTask, now: number, news: News): boolean
-  /** Queues an ended task anew, at the back; null when it has not ended. */
-  reopen(task: NewTask, now: number, news: News): { parent: string | null } | null
+  /** Reserves an ended task; gives the token, or null when it has not ended or is another's. */
+  reserve(task: Reservable, now: number, until: number): string | null
+  /** Queues an ended task anew, at the back; false when it is not reserved under its token. */
+  reopen(task: Retry, news: News): boolean
   /** Queues tasks again: the first of them will be the first to run. */
   toFront(tasks: readonly { seq: number; kind: string }[], news: News): void
   claim(request: ClaimRequest, now: number, news: News): Claim
@@ -44,34 +46,28 @@ export function createQueue(db: Database): Queue {
     return true
   }
 
-  const restart = db.prepare<{ seq: number; kind: string; parent: string | null }>(`
-    UPDATE tasks SET state = 'delayed', at = ?2, priority = ?3, envelope = ?4, calls = ?5, steps = ?6, record = NULL, expires_at = NULL,
-      attempts = 0, started_at = NULL, done = NULL, total = NULL
-    WHERE id = ?1 AND state IN ('succeeded', 'failed', 'cancelled') RETURNING seq, kind, parent`)
-  const moveToBack = db.prepare(`
-    UPDATE tasks SET state = 'queued', at = NULL, position = (
-      SELECT coalesce(max(position), 0) + 1 FROM tasks AS others
-      WHERE others.kind = tasks.kind AND others.priority = tasks.priority AND others.position IS NOT NULL
-    ) WHERE seq = ?`)
+  // The end of a reservation is its token.
+  const mark = db.prepare(`
+    UPDATE tasks SET token = ?2 WHERE id = ?1 AND state IN ('succeeded', 'failed', 'cancelled')
+      AND (token IS NULL OR token = ?3 OR CAST(token AS REAL) <= ?4)`)
 
-  function reopen(task: NewTask, now: number, news: News): { parent: string | null } | null {
-    const dueAt = task.dueAt ?? now
-    const row = restart.get(
-      task.id,
-      dueAt,
-      rank(task.priority),
-      task.envelope,
-      task.history?.calls ?? 0,
-      task.history?.steps ?? 0,
-    )
-    if (row === null) return null
-    if (dueAt > now) {
-      news.due(row.kind, dueAt)
-    } else {
-      moveToBack.run(row.seq)
-      news.queued(row.kind)
-    }
-    return row
+  function reserve({ id, token: before = null }: Reservable, now: number, until: number): string | null {
+    const token = String(until + Math.random())
+    return mark.run(id, token, before, now) > 0 ? token : null
+  }
+
+  const reopenAtBack = db.prepare<{ kind: string }>(`
+    UPDATE tasks SET state = 'queued', at = NULL, priority = ?3, envelope = ?4, calls = ?5, steps = ?6, record = NULL, expires_at = NULL,
+      token = NULL, attempts = 0, started_at = NULL, done = NULL, total = NULL, position = (
+        SELECT coalesce(max(position), 0) + 1 FROM tasks AS others
+        WHERE others.kind = tasks.kind AND others.priority = ?3 AND others.position IS NOT NULL
+      )
+    WHERE id = ?1 AND token = ?2 AND state IN ('succeeded', 'failed', 'cancelled') RETURNING kind`)
+
+  function reopen({ id, token, priority, envelope, history }: Retry, news: News): boolean {
+    const row = reopenAtBack.get(id, token, rank(priority), envelope, history.calls, history.steps)
+    if (row !== null) news.queued(row.kind)
+    return row !== null
   }
 
   const moveToFront = db.prepare(`
@@ -133,5 +129,5 @@ export function createQueue(db: Database): Queue {
     return { tasks, nextDueAt: alsoDue ? nextDueAt(kinds) : null }
   }
 
-  return { add, reopen, toFront, claim }
+  return { add, reserve, reopen, toFront, claim }
 }

@@ -13,7 +13,7 @@ export const NEVER = 8_640_000_000_000_000
  * - `at`: when it comes back (running: the lease's end; delayed; waiting: its wake-up or NEVER), or when it ended.
  *
  * A step's record has neither, and is thereby in no list. A final row has a `record` and no `envelope`, a live one the opposite.
- * `pending` is kept up also for a final parent: it may be retried while its children still live.
+ * `pending` is kept up also for a final parent: it may be retried while its children still live. The `token` of a final row is that of who has reserved it for a retry.
  */
 const SCHEMA = `
   CREATE TABLE tasks (

@@ -65,13 +65,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
 
   return requireTimes({
     enqueue: (tasks) =>
-      write('enqueue', (news) =>
-        tasks.map((task) => {
-          const created = queue.add(task, now(), news)
-          if (created && task.parent) ending.addPending(task.parent.id, 1)
-          return { id: task.id, created }
-        }),
-      ),
+      write('enqueue', (news) => tasks.map((task) => ({ id: task.id, created: queue.add(task, now(), news) }))),
 
     claim: (request) => write('claim', (news) => queue.claim(request, now(), news)),
 
@@ -94,14 +88,10 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
         return []
       }),
 
-    retry: (tasks) =>
-      write('retry', (news) =>
-        tasks.flatMap((task) => {
-          const reopened = queue.reopen(task, now(), news)
-          if (reopened?.parent) ending.addPending(reopened.parent, 1)
-          return reopened ? [task.id] : []
-        }),
-      ),
+    reserve: (tasks, leaseMs) =>
+      write('reserve', () => tasks.map((task) => queue.reserve(task, now(), now() + leaseMs))),
+
+    retry: (tasks) => write('retry', (news) => tasks.filter((task) => queue.reopen(task, news)).map((task) => task.id)),
 
     list: (query) => read('list', () => look.list(query)),
 

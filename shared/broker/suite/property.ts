@@ -282,11 +282,12 @@ const retry = pick.map((n) =>
     async (model, { scene }) => {
       const one = choose(model, retriable(model), n)
       const { calls, steps } = one
-      const again = { ...one.task, dueAt: null, history: { calls, steps }, ended: endedAs(one) }
-      expect(await scene.broker.retry([again])).toEqual(final(one) ? [one.task.id] : [])
+      const { id, kind, priority, envelope } = one.task
+      const again = { id, kind, priority, envelope, history: { calls, steps }, ended: endedAs(one) }
+      expect(await scene.retry([again])).toEqual(final(one) ? [one.task.id] : [])
       if (!final(one)) return
       model.tasks.delete(one.task.id)
-      models.enqueue(model, again)
+      models.enqueue(model, { ...one.task, dueAt: null })
       Object.assign(model.tasks.get(one.task.id) ?? {}, { calls, steps })
     },
     (model) => some(retriable(model))(model),

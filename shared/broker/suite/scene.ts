@@ -1,6 +1,6 @@
 import { afterEach, test } from 'bun:test'
 import { encodeEnvelope, type FinalState } from '#shared/task/task.ts'
-import type { Broker, Cancellation, Claimed, ClaimRequest, Ended, Live, NewTask, Outcome } from '../broker.ts'
+import type { Broker, Cancellation, Claimed, ClaimRequest, Ended, Live, NewTask, Outcome, Retry } from '../broker.ts'
 
 /** What not every store can do; the port leaves it open. */
 export type Capability =
@@ -42,6 +42,8 @@ export interface Scene {
   task(fields?: Partial<NewTask>): NewTask
   /** The n-th child of a task. */
   child(parent: { id: string; kind: string }, n: number, fields?: Partial<NewTask>): NewTask
+  /** Reserves ended tasks and queues them again; gives the ids that were queued. */
+  retry(tasks: readonly Again[]): Promise<string[]>
   /** Enqueues one task. */
   add(fields?: Partial<NewTask>): Promise<NewTask>
   /** Enqueues one task and claims it. Nothing else of its kind may be queued. */
@@ -53,6 +55,9 @@ export interface Scene {
   /** The record of the final task; fails when there is none. */
   record(id: string): Promise<string>
 }
+
+/** A task that is retried; from an empty history unless told otherwise. */
+type Again = Omit<Retry, 'token' | 'history' | 'ended'> & Partial<Retry>
 
 export function request(fields: Partial<ClaimRequest> = {}): ClaimRequest {
   return { kinds: ['sum'], limit: 100, leaseMs: LEASE_MS, takeBack: false, ...fields }
@@ -167,6 +172,14 @@ export async function openScene(store: Store): Promise<{ scene: Scene; close(): 
     again: () => open(true),
     task,
     child: ({ id, kind }, n, fields) => task({ id: `${id}.${n}`, parent: { id, kind }, ...fields }),
+    async retry(tasks) {
+      const tokens = await broker.reserve(
+        tasks.map(({ id }) => ({ id })),
+        LEASE_MS,
+      )
+      const history = { calls: 0, steps: 0 }
+      return broker.retry(tasks.map((one, n) => ({ history, ended: null, ...one, token: tokens[n] ?? '' })))
+    },
     add,
     async run(fields) {
       const { id, kind } = await add(fields)

@@ -83,7 +83,7 @@ export function testSubscribe(test: Define): void {
     await parents.until({ kind: 'sequence', at: null })
   })
 
-  test('wakes when a task is released or retried by hand', async ({ broker, run, task }) => {
+  test('wakes when a task is released or retried by hand', async ({ broker, retry, run, task }) => {
     const released = await run()
     const first = await listen(broker, ['sum'])
     await broker.settle([release(released)])
@@ -92,7 +92,7 @@ export function testSubscribe(test: Define): void {
     const failed = await run({ kind: 'chat' })
     await broker.settle([end(failed, { state: 'failed' })])
     const second = await listen(broker, ['chat'])
-    await broker.retry([task({ id: failed.id, kind: 'chat' })])
+    await retry([task({ id: failed.id, kind: 'chat' })])
     await second.until({ kind: 'chat', at: null })
   })
 

@@ -6,6 +6,7 @@ import { testExtend } from './extend.ts'
 import { testList } from './list.ts'
 import { testProperty } from './property.ts'
 import { testRemove } from './remove.ts'
+import { testReserve } from './reserve.ts'
 import { testRetry } from './retry.ts'
 import { type Define, define, type Store } from './scene.ts'
 import { testSemantics } from './semantics.ts'
@@ -23,6 +24,7 @@ const PARTS: Record<string, (test: Define) => void> = {
   extend: testExtend,
   cancel: testCancel,
   remove: testRemove,
+  reserve: testReserve,
   retry: testRetry,
   list: testList,
   stats: testStats,

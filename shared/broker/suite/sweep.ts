@@ -44,6 +44,7 @@ export function testSweep(test: Define): void {
 
   test('finds those that expire together, without those that were removed or retried', async ({
     broker,
+    retry,
     clock,
     task,
     claimAll,
@@ -54,8 +55,8 @@ export function testSweep(test: Define): void {
     await broker.settle(tasks.map((one) => end(one, { expiresAt })))
     const [removed, retried, kept] = [tasks.slice(0, 100), tasks.slice(100, 120), tasks.slice(120)]
     await broker.remove(removed.map((one) => ({ ...one, ...ended(one, { expiresAt }) })))
-    const again = retried.map((one) => task({ id: one.id, ...ended(one, { expiresAt }) }))
-    expect(await broker.retry(again)).toHaveLength(retried.length)
+    const again = retried.map((one) => ({ ...task({ id: one.id }), ...ended(one, { expiresAt }) }))
+    expect(await retry(again)).toHaveLength(retried.length)
     // Their ids are used again, for records that expire later.
     await broker.enqueue(removed.slice(0, 10).map(({ id }) => task({ id })))
     await broker.settle((await claimAll()).map((one) => end(one, { expiresAt: expiresAt + 10 })))

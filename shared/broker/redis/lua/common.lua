@@ -1,7 +1,7 @@
 -- Put before every script.
--- KEYS: the five of partitionKeys, then the eleven of kindKeys for each kind that ARGV names, as in keys.ts.
+-- KEYS: the six of partitionKeys, then the eleven of kindKeys for each kind that ARGV names, as in keys.ts.
 -- ARGV: now (ms), prefix of the channels, number of kinds, their names; then what the script's own header says. A kind is given by its number from 1.
-local LIVE, TASKS, PENDING, EXPIRY, SWEEP = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local LIVE, TASKS, PENDING, EXPIRY, SWEEP, RESERVED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN, COUNTS = 2, 4, 5, 6, 7, 8, 9, 10, 11
 local FINAL = { [SUCCEEDED] = 'succeeded', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local call = redis.call
@@ -10,7 +10,7 @@ local find, match, sub = string.find, string.match, string.sub
 local cursor = 0
 local function arg() cursor = cursor + 1; return ARGV[cursor] end
 local function number() return tonumber(arg()) end
-local function of(kind, key) return KEYS[5 + (kind - 1) * 11 + key] end
+local function of(kind, key) return KEYS[6 + (kind - 1) * 11 + key] end
 local nowText = arg()
 local now, channels, kinds = tonumber(nowText), arg(), {}
 for i = 1, number() do kinds[i] = arg() end
