@@ -63,7 +63,7 @@ export interface Broker {
   /**
    * Ids of one kind in one state, newest first as far as the store's order tells: `queued` from the back of the queue (`high`, then `normal`, then `low`), final
    * states by the time they ended, the others by the time they come back. May name an id twice or one that has just moved on.
-   * `after` is the place of the last one that is not wanted again; empty at first.
+   * `after` is the place of the last one that is not wanted again; empty at first. Fewer than `limit` are the last.
    */
   list(query: { kind: string; state: State; after: Place; limit: number }): Promise<Listed[]>
 

@@ -39,6 +39,7 @@ export async function listTasks(broker: Broker, contracts: Contracts, query: Lis
   const sources = sourcesOf(contracts, query, places)
   const lists = await Promise.all(sources.map((source) => candidates(broker, source, limit)))
   const taken = merge(lists, limit)
+  const isLast = lists.every((list, at) => list.length < limit && taken.counts[at] === list.length)
   const views = await viewsOf(broker, contracts, taken.ids)
   const next = Object.fromEntries(
     sources.map(({ key, after }, at) => [key, lists[at]?.[(taken.counts[at] ?? 0) - 1]?.place ?? after]),
@@ -46,7 +47,7 @@ export async function listTasks(broker: Broker, contracts: Contracts, query: Lis
   return {
     // One that has moved on since it was listed shows again in the list of its new state.
     tasks: views.filter(({ status }) => query.status === undefined || status === query.status),
-    cursor: taken.ids.length < limit ? null : encodeCursor(next),
+    cursor: isLast ? null : encodeCursor(next),
   }
 }
 
@@ -110,7 +111,10 @@ async function candidates(broker: Broker, { kind, state, after }: Source, limit:
   return listed.map((one, at) => ({ ...one, createdAt: times[at] ?? 0 }))
 }
 
-/** Takes the newest head of all lists, `limit` times; an id that is in two lists is taken once. Tells how many came from each list. */
+/**
+ * Takes the newest head of all lists, `limit` times; an id that comes twice is taken once. Ends where a list of `limit` is used up: newer ones than those of the
+ * others may follow there. Tells how many came from each list.
+ */
 function merge(lists: readonly (readonly Candidate[])[], limit: number): { ids: string[]; counts: number[] } {
   const counts = lists.map(() => 0)
   const ids = new Set<string>()
@@ -127,6 +131,7 @@ function merge(lists: readonly (readonly Candidate[])[], limit: number): { ids: 
     if (!newest) break
     ids.add(newest.id)
     counts[from] = (counts[from] ?? 0) + 1
+    if (counts[from] === limit) break
   }
   return { ids: [...ids], counts }
 }

@@ -32,6 +32,9 @@ import {
 /** A call that has taken so long is not sent again: somebody waits for its answer. */
 const GIVE_UP_MS = 4_000
 
+/** Envelopes that a list reads at once where it meets such as have no id. */
+const PASS_OVER = 100
+
 const NOTHING: Claim = { tasks: [], nextDueAt: null }
 
 /**
@@ -329,12 +332,23 @@ export function createRedisBroker(
       const isFinal = FINAL_STATES.some((final) => final === state)
       // Each partition has its own order: they are read one after the other. A place is a partition and an offset, or for final states a time and how many of it.
       let [first = 0, from, skip = 0] = after
+      const read = async (partition: number, begin: number | string, count: number) =>
+        (await run(scripts.list, partition, [kind], () => [KEY_OF[state], begin, skip, count])) as string[]
       for (let i = first; i < partitions && listed.length < limit; i++) {
-        const left = limit - listed.length
-        const begin = from ?? (isFinal ? '+inf' : 0)
-        const page = (await run(scripts.list, i, [kind], () => [KEY_OF[state], begin, skip, left])) as string[]
-        if (isFinal) listed.push(...endedListed(page, i, { from, skip, limit: left }))
-        else listed.push(...liveListed(page, i, state, from ?? 0))
+        if (isFinal) {
+          const left = limit - listed.length
+          listed.push(...endedListed(await read(i, from ?? '+inf', left), i, { from, skip, limit: left }))
+        } else {
+          // Envelopes without an id are passed over, more of them at once from the second look on.
+          for (let offset = from ?? 0, least = 0, more = true; more && listed.length < limit; least = PASS_OVER) {
+            const left = limit - listed.length
+            const count = Math.max(left, least)
+            const page = await read(i, offset, count)
+            listed.push(...liveListed(page, i, state, offset).slice(0, left))
+            offset += page.length
+            more = page.length === count
+          }
+        }
         from = undefined
         skip = 0
       }
