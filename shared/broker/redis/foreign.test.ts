@@ -12,7 +12,7 @@ import { type Implementation, implement } from '#shared/worker/implement.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 import type { Broker, TaskEvent } from '../broker.ts'
 import { sweepOnce } from '../expire.ts'
-import { removeTree } from '../tree.ts'
+import { cancelTree, removeTree } from '../tree.ts'
 import { createRedisBroker } from './redis.ts'
 import { createTcpClient } from './tcp.ts'
 
@@ -201,8 +201,34 @@ describe('foreign producers and workers', () => {
     await foreign.hset('tasks', 'a1', '{"result":"2","status_code":200}')
     await sweep()
     await drain()
-    expect(await stats('sum')).toMatchObject({ queued: 0, running: 0 })
     expect(await foreign.hget('sum_task_queue:counts', 'dropped')).toBe('0')
+    expect(await stats('sum')).toMatchObject({ queued: 0, running: 0 })
+  })
+
+  test('a task that was pushed, given back and cancelled leaves no count behind', async () => {
+    await foreign.lpush('sum_task_queue', '{"task_id":"a1","payload":{"num1":3,"num2":5}}')
+    const { tasks } = await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 60_000, takeBack: false })
+    await broker.settle([{ type: 'release', id: 'a1', kind: 'sum', token: tasks[0]?.token ?? '' }])
+    await cancelTree({ broker, contracts: {}, now: clock.now }, 'a1')
+    expect(await stats('sum')).toMatchObject({ queued: 0, cancelled: 1 })
+    // Another one is behind it in the queue, so that the counts are never seen to be nothing.
+    await foreign.lpush('sum_task_queue', '{"task_id":"a2","payload":{"num1":3,"num2":5}}')
+    await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 60_000, takeBack: false })
+    await foreign.lpush('sum_task_queue', '{"task_id":"a3","payload":{"num1":3,"num2":5}}')
+    expect(await stats('sum')).toMatchObject({ queued: 1, running: 1 })
+  })
+
+  test('what foreign workers take of cancelled tasks is counted until the queues are empty', async () => {
+    const add = (id: string) => {
+      const envelope = encodeEnvelope({ task_id: id, kind: 'sum', payload: { num1: 3, num2: 5 } })
+      return broker.enqueue([{ id, kind: 'sum', priority: 'normal', envelope }])
+    }
+    await add('a1')
+    await cancelTree({ broker, contracts: {}, now: clock.now }, 'a1')
+    await foreign.rpop('sum_task_queue')
+    expect(await stats('sum')).toMatchObject({ queued: 0, cancelled: 1 })
+    await add('a2')
+    expect(await stats('sum')).toMatchObject({ queued: 1 })
   })
 
   test('a task that a foreign worker has just ended is deleted whole', async () => {

@@ -134,11 +134,11 @@ local function claim()
         local n, m = #live + 1, #leases + 1
         live[n], live[n + 1] = id, mine
         leases[m], leases[m + 1] = deadline, id
-      elseif ours[i] then
+      elseif ours[i] or ended[id] then
         dropped = dropped + 1
       end
     end
-    -- Below zero when a foreign program ended a task and left its envelope, which nobody counted.
+    -- Below zero when nobody counted the envelope: a foreign program ended the task and left it, or pushed the id again.
     if dropped > 0 and call('HINCRBY', of(kind, COUNTS), 'dropped', -dropped) < 0 then call('HSET', of(kind, COUNTS), 'dropped', 0) end
   end
   flushLive(); flushLeases()

@@ -20,7 +20,10 @@ for kind = 1, #kinds do
   for i, key in ipairs({ SUCCEEDED, FAILED, CANCELLED }) do row[key] = row[key] + tonumber(counts[i] or 0) end
   row[BROKEN] = call('LLEN', of(kind, BROKEN))
   for _, key in ipairs({ SUCCEEDED, FAILED }) do row[#row + 1] = endedSince(of(kind, key)) end
-  row[#row + 1] = counts[4]
+  -- Where no envelope is left none can be dropped: foreign workers take them without counting.
+  local dropped = row[1] + row[2] + row[3] > 0 and counts[4]
+  if counts[4] and not dropped then call('HDEL', of(kind, COUNTS), 'dropped') end
+  row[#row + 1] = dropped
   for priority = 1, 3 do row[#row + 1] = call('LINDEX', of(kind, priority), -1) end
   reply[kind] = row
 end
