@@ -102,7 +102,7 @@ const call = fc.oneof(
     tasks: fc.uniqueArray(fc.record({ id, parent, record: text, endedAt: time, expiresAt: timeOrNull }), apart),
   }),
   fc.record({ method: fc.constant('remove' as const), tasks: fc.array(fc.record({ id, ended }), { maxLength: 4 }) }),
-  fc.record({ method: fc.constant('retry' as const), tasks: fc.uniqueArray(newTask, apart) }),
+  fc.record({ method: fc.constant('retry' as const), tasks: fc.uniqueArray(newTask, apart), leaseMs: time }),
   fc.record({
     method: fc.constant('list' as const),
     ...{ kind: oddKind, state: fc.constantFrom(...LIVE_STATES, ...FINAL_STATES), after: place, limit },
@@ -144,8 +144,10 @@ async function perform(world: World, asked: Call): Promise<unknown> {
       return broker.cancel(await withKind(asked.tasks))
     case 'remove':
       return broker.remove(asked.tasks)
-    case 'retry':
-      return broker.retry(asked.tasks)
+    case 'retry': {
+      const tokens = await broker.reserve(asked.tasks, asked.leaseMs)
+      return broker.retry(asked.tasks.map((task, i) => ({ ...task, token: tokens[i] ?? 'none' })))
+    }
     case 'list':
       return broker.list(asked)
     case 'stats':

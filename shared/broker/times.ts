@@ -1,4 +1,4 @@
-import type { Broker, ClaimRequest, Ended, NewTask, Outcome } from './broker.ts'
+import type { Broker, ClaimRequest, Ended, Outcome } from './broker.ts'
 
 /** Refuses, before anything is sent, times that no store can order: one of them would stop a script half-way, with the rest of its batch. */
 export function requireTimes(broker: Broker): Broker {
@@ -32,11 +32,12 @@ export function requireTimes(broker: Broker): Broker {
       for (const { ended } of tasks) requireEnded('remove', ended)
       return broker.remove(tasks)
     },
+    async reserve(tasks, leaseMs) {
+      requireTime('reserve', leaseMs)
+      return broker.reserve(tasks, leaseMs)
+    },
     async retry(tasks) {
-      for (const task of tasks) {
-        requireTime('retry', task.dueAt)
-        requireEnded('retry', task.ended)
-      }
+      for (const { ended } of tasks) requireEnded('retry', ended)
       return broker.retry(tasks)
     },
   }
@@ -61,7 +62,7 @@ function requireOutcome(outcome: Outcome): void {
 
 const requireLease = (operation: string, { leaseMs }: ClaimRequest) => requireTime(operation, leaseMs)
 
-function requireEnded(operation: string, ended: Ended | NewTask['ended']): void {
+function requireEnded(operation: string, ended: Ended | null | undefined): void {
   requireTime(operation, ended?.at)
   requireTime(operation, ended?.expiresAt)
 }

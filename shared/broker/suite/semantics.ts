@@ -227,7 +227,10 @@ export function testSemantics(test: Define): void {
         broker.cancel([cancellation(running, { endedAt: time })]),
         broker.cancel([cancellation(running, { expiresAt: time })]),
         broker.remove([{ id: running.id, ended: { ...ended, expiresAt: time } }]),
-        broker.retry([{ ...other, ended: { ...ended, at: time, expiresAt: null } }]),
+        broker.reserve([other], time),
+        broker.retry([
+          { ...other, token: '-', history: { calls: 0, steps: 0 }, ended: { ...ended, at: time, expiresAt: null } },
+        ]),
       ]
       for (const one of calls) await expect(one).rejects.toBeInstanceOf(TypeError)
     }
