@@ -1,3 +1,5 @@
+import { readRecord } from '#shared/task/record.ts'
+import { expiryOf } from '#shared/task/task.ts'
 import { adopt } from './adopt.ts'
 import { removeTrees, type TreeDeps } from './tree.ts'
 
@@ -11,9 +13,20 @@ export async function sweepOnce(deps: TreeDeps, limit: number): Promise<{ expire
   await adopt(deps.broker, foreign, deps.now())
   const stored = expired.length > 0 ? await deps.broker.get(expired) : []
   // What is gone was swept by another process; what is live again was retried meanwhile.
-  await removeTrees(
-    deps,
-    stored.filter((task) => task !== null && task.live === null),
-  )
-  return { expired: expired.length, adopted: foreign.length }
+  const ended = stored.filter((task) => task?.live === null)
+  const due = ended.filter(({ record }) => isDue(record, deps.now()))
+  await removeTrees(deps, due)
+  // One that is not due is found again each time: nobody is to hurry for it.
+  return { expired: expired.length - (ended.length - due.length), adopted: foreign.length }
+}
+
+/**
+ * A store may still have the time of an earlier record of the same id, over which a foreign program wrote. A record that tells when it expires is
+ * believed.
+ */
+function isDue(record: string, now: number): boolean {
+  const read = readRecord(record)
+  if (read?.finished_at === undefined) return true
+  const expiresAt = expiryOf(read)
+  return expiresAt !== null && expiresAt <= now
 }

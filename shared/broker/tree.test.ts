@@ -44,7 +44,8 @@ function setup() {
   }
   async function end(kind: string, state: FinalState = 'succeeded', expiresAt: number | null = null) {
     const { id, token, calls, steps } = await run(kind)
-    const envelope = { task_id: id, kind, payload: {} }
+    const retention_s = expiresAt === null ? 0 : (expiresAt - now()) / 1000
+    const envelope = { task_id: id, kind, payload: {}, retention_s }
     const statusCode = state === 'succeeded' ? 200 : 500
     const run_ = { attempt: 1, calls, steps, startedAt: now(), finishedAt: now() }
     const record = JSON.stringify(buildRecord({ ...run_, envelope, state, statusCode, contract: contracts[kind] }))

@@ -77,6 +77,27 @@ describe('foreign producers and workers', () => {
     expect(await foreign.exists('tasks:expiry')).toBe(0)
   })
 
+  test('a task whose id was used before is kept for its own time, though its record of then was overwritten', async () => {
+    const push = (id: string) => foreign.lpush('sum_task_queue', `{"task_id":"${id}","payload":{"num1":3,"num2":5}}`)
+    // Two that end together share the entry that tells when they expire.
+    await push('a1')
+    await push('a2')
+    await drain()
+    await foreign.hset('tasks', 'a1', '{"result":"9","status_code":200}')
+    await removeTree({ broker, contracts: {}, now: clock.now }, 'a1')
+    clock.advance(60_000)
+    await push('a1')
+    await drain()
+    clock.advance(DEFAULT_RETENTION_S * 1_000 - 60_000)
+    await sweep()
+    expect((await broker.get(['a1']))[0]?.record).toContain('"result":"8"')
+    clock.advance(60_000)
+    await sweep()
+    await sweep()
+    expect(await broker.get(['a1', 'a2'])).toEqual([null, null])
+    expect(await foreign.exists('tasks:expiry')).toBe(0)
+  })
+
   test('a pushed task is known and held like any other while it runs: it survives its worker', async () => {
     await foreign.lpush('sum_task_queue', '{"task_id":"a1","payload":{"num1":3,"num2":5}}')
     await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 1_000, takeBack: false })
