@@ -21,7 +21,6 @@ import {
   type KindNumbers,
   kindNumbers,
   liveListed,
-  liveOf,
   merge,
   newTaskArgs,
   statsOf,
@@ -370,11 +369,7 @@ export function createRedisBroker(
         if (left <= 0) return
         const [ids, found] = (await run(scripts.sweep, partition, [], () => [left])) as [string[], string[]]
         expired.push(...ids)
-        for (let j = 0; j + 2 < found.length; j += 3) {
-          const [id = '', record = '', live = ''] = found.slice(j, j + 3)
-          const { kind, envelope } = liveOf(live, 0)
-          foreign.push({ id, kind, record, envelope })
-        }
+        foreign.push(...foreignOf(found))
         return ids.length + found.length
       })
       return { expired, foreign }

@@ -116,7 +116,8 @@ describe.skipIf(!hasRedis)('a fail-over of Redis Sentinel', () => {
 
   test('services and workers follow by themselves, and nothing that was acknowledged is lost', async () => {
     const { primary, url } = await startSentinels()
-    const settings = { REDIS_URL: url, TASKER_WAIT_REPLICAS: '1' }
+    // What a claim took whose answer was lost with the primary comes back when its lease ends.
+    const settings = { REDIS_URL: url, TASKER_WAIT_REPLICAS: '1', TASKER_LEASE_MS: '5000' }
     const worker = startProcess('services/workers/sum/main.ts', settings)
     const [creator, manager] = await Promise.all([
       startService('creator', settings),
