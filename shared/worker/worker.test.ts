@@ -105,6 +105,22 @@ for (const store of stores) {
       expect(calls).toBeLessThan(40)
     })
 
+    test('large results go to the store in calls of about half a megabyte', async () => {
+      const wide = kind('wide')
+      const ids = await Promise.all(Array.from({ length: 40 }, () => create(wide, {})))
+      const sizes: number[] = []
+      const measuring: Broker = {
+        ...broker,
+        settle(outcomes, next) {
+          sizes.push(outcomes.reduce((sum, one) => sum + (one.type === 'end' ? one.record.length : 0), 0))
+          return broker.settle(outcomes, next)
+        },
+      }
+      await worker([implement(wide, () => 'x'.repeat(100_000))], { broker: measuring }).drain()
+      for (const id of ids) expect((await recordOf(id)).result).toHaveLength(100_000)
+      expect(Math.max(...sizes)).toBeLessThan(700_000)
+    })
+
     test('fails a task whose payload does not fit, at once and with the field named', async () => {
       const id = await create(add, { a: 'x', b: 2 })
       await worker([adder]).drain()

@@ -283,15 +283,24 @@ export function createWorker(options: WorkerOptions): Worker {
     }
   }
 
-  /** Starts claimed tasks. Those that end at once are reported together. */
+  /** Starts claimed tasks. Those that end at once are reported together, up to the size of a call. */
   function start(tasks: readonly Claimed[]): void {
-    const ended: Ended[] = []
+    let ended: Ended[] = []
+    let chars = 0
     for (const task of tasks) {
       taken++
       const execution = executor.execute(task)
       held.set(task.id, execution)
       if (execution.outcome instanceof Promise) void follow(execution, execution.outcome)
-      else ended.push({ execution, outcome: execution.outcome })
+      else {
+        ended.push({ execution, outcome: execution.outcome })
+        chars += execution.outcome ? charsOf(execution.outcome) : 0
+        if (chars > MAX_SETTLE_CHARS) {
+          void report(ended)
+          ended = []
+          chars = 0
+        }
+      }
     }
     if (ended.length > 0) void report(ended)
   }
