@@ -7,7 +7,7 @@ import { nextTurn } from '#shared/runtime/clock.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import { type Contract, defineTask, secret } from '#shared/task/define.ts'
-import { ChildFailed, PermanentError, RetryLater } from '#shared/task/errors.ts'
+import { ChildFailed, PermanentError, RetryLater, StoreUnavailable } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { encodeEnvelope, type FinalRecord } from '#shared/task/task.ts'
 import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
@@ -300,6 +300,39 @@ for (const store of stores) {
       clock.advance(86_400_000)
       await worker([handler]).drain()
       for (const id of ids) expect(await recordOf(id)).toMatchObject({ result: 'well', attempt: 2 })
+    })
+
+    test('of two runs of a task in one worker the newer one counts, and is not taken for the one that is refused', async () => {
+      const slow = kind('slow')
+      const id = await create(slow, {})
+      const runs: PromiseWithResolvers<void>[] = []
+      const handler = implement(slow, async (_, ctx) => {
+        const mine = Promise.withResolvers<void>()
+        runs.push(mine)
+        await mine.promise
+        return ctx.attempt === 1 ? 'old' : `new, with ${await ctx.call(add, { a: 1, b: 2 })}`
+      })
+      // Its heartbeats do not reach the store, which gives it the task again.
+      const deaf: Broker = { ...broker, extend: () => Promise.reject(new StoreUnavailable('away')) }
+      const calls: number[] = []
+      const watched: Broker = {
+        ...deaf,
+        settle(outcomes, next) {
+          calls.push(outcomes.filter((outcome) => outcome.id === id).length)
+          return broker.settle(outcomes, next)
+        },
+      }
+      const stop = new AbortController()
+      const loop = worker([handler, adder], { broker: watched, leaseMs: 30_000 }).loop(stop.signal)
+      while (runs.length < 1) await nextTurn()
+      clock.advance(30_000)
+      while (runs.length < 2) await nextTurn()
+      for (const run of runs) run.resolve()
+      while ((await stateOf(id)) !== 'final') await nextTurn()
+      stop.abort()
+      await loop
+      expect(await recordOf(id)).toMatchObject({ result: 'new, with 3', attempt: 2 })
+      expect(Math.max(...calls)).toBe(1)
     })
 
     test('refuses a worker that wakes up after its lease went to another', async () => {

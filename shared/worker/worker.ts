@@ -129,7 +129,10 @@ export function createWorker(options: WorkerOptions): Worker {
     }
   }
 
-  async function settleCall(outcomes: readonly Outcome[]): Promise<boolean[]> {
+  async function settleCall(all: readonly Outcome[]): Promise<boolean[]> {
+    // A task that was claimed anew meanwhile, by this very worker, is its newer run's: a call takes one outcome of each.
+    const outcomes = all.filter(({ id, token }) => held.get(id)?.claimed.token === token)
+    if (outcomes.length === 0) return all.map(() => false)
     // What calls children, or ends one, queues tasks in this very call.
     const queues: string[] = []
     for (const outcome of outcomes) addKindsQueuedBy(outcome, queues)
@@ -143,7 +146,8 @@ export function createWorker(options: WorkerOptions): Worker {
     if (queues.length > 0 && !request) wake(null)
     for (const kind of queues) queued.add(kind)
     const lost = new Set(refused)
-    return outcomes.map(({ id }) => !lost.has(id))
+    const sent = outcomes.length === all.length ? null : new Set(outcomes)
+    return all.map((outcome) => !lost.has(outcome.id) && (sent?.has(outcome) ?? true))
   }
 
   /** Settles until the store has said of each outcome whether it is accepted. */

@@ -35,6 +35,8 @@ export interface FleetOptions {
   readonly store: StoreAddress
   readonly leaseMs: number
   readonly partitions: number
+  /** A kind that its workers leave to others. */
+  readonly except?: string | undefined
 }
 
 export const SQLITE_FILE = 'tasker.db'
@@ -51,13 +53,18 @@ const FILE = Bun.fileURLToPath(new URL('./member.ts', import.meta.url))
 
 /** Starts one process; resolves when it works. */
 export async function startMember(name: string, role: Role, options: FleetOptions): Promise<Member> {
-  const { dir, store, leaseMs, partitions } = options
+  const { dir, store, leaseMs, partitions, except = '' } = options
   const proxy = store.type === 'sqlite' ? null : await startTcpProxy({ port: store.port })
   const clock = join(dir, `${name}.clock`)
   writeFileSync(clock, '0')
   const [creatorPort, managerPort, restPort] = [await freePort(), await freePort(), await freePort()]
   const env = {
-    ...{ CHAOS_CLOCK: clock, CHAOS_STEPS: join(dir, 'steps'), CHAOS_ENDS: endsFile(dir, store.type) },
+    ...{
+      CHAOS_CLOCK: clock,
+      CHAOS_STEPS: join(dir, 'steps'),
+      CHAOS_ENDS: endsFile(dir, store.type),
+      CHAOS_EXCEPT: except,
+    },
     ...{ CREATOR_PORT: `${creatorPort}`, MANAGER_PORT: `${managerPort}` },
     ...{ TASKER_LEASE_MS: `${leaseMs}`, TASKER_PARTITIONS: `${partitions}`, WORKER_GRACE_MS: '300', LOG_LEVEL: 'info' },
     ...{ REST_PORT: `${restPort}`, REST_TOKEN },

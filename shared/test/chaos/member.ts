@@ -39,7 +39,9 @@ await runMain(role, async (signal) => {
   if (has('worker')) {
     const worker = createWorker({
       ...{ broker, log, clock, keyring: null },
-      implementations: chaosImplementations(process.env['CHAOS_STEPS'] ?? '/dev/null'),
+      implementations: chaosImplementations(process.env['CHAOS_STEPS'] ?? '/dev/null').filter(
+        ({ contract }) => contract.kind !== process.env['CHAOS_EXCEPT'],
+      ),
       leaseMs: config.leaseMs,
       pollMs: config.workerPollMs,
       sweepMs: config.workerSweepMs,
