@@ -131,7 +131,8 @@ export function createWorker(options: WorkerOptions): Worker {
 
   async function settleCall(all: readonly Outcome[]): Promise<boolean[]> {
     // A task that was claimed anew meanwhile, by this very worker, is its newer run's: a call takes one outcome of each.
-    const outcomes = all.filter(({ id, token }) => held.get(id)?.claimed.token === token)
+    const isCurrent = ({ id, token }: Outcome) => held.get(id)?.claimed.token === token
+    const outcomes = all.every(isCurrent) ? all : all.filter(isCurrent)
     if (outcomes.length === 0) return all.map(() => false)
     // What calls children, or ends one, queues tasks in this very call.
     const queues: string[] = []
@@ -146,26 +147,27 @@ export function createWorker(options: WorkerOptions): Worker {
     if (queues.length > 0 && !request) wake(null)
     for (const kind of queues) queued.add(kind)
     const lost = new Set(refused)
-    const sent = outcomes.length === all.length ? null : new Set(outcomes)
+    const sent = outcomes === all ? null : new Set(outcomes)
     return all.map((outcome) => !lost.has(outcome.id) && (sent?.has(outcome) ?? true))
   }
 
   /** Settles until the store has said of each outcome whether it is accepted. */
-  async function settle(outcomes: readonly Outcome[]): Promise<boolean[]> {
-    const accepted = new Map<Outcome, boolean>()
+  function settle(outcomes: readonly Outcome[]): Promise<boolean[]> {
+    const known = new Map<Outcome, boolean>()
     let open = outcomes
-    await insist(async () => {
+    return insist(async () => {
       const answers = await settleTogether(open)
-      let missing: StoreUnavailable | undefined
-      open = open.filter((outcome, i) => {
+      const failure = answers.find((answer) => typeof answer !== 'boolean')
+      // Nearly always all is known at once.
+      if (failure === undefined && known.size === 0) return answers as boolean[]
+      for (const [i, outcome] of open.entries()) {
         const answer = answers[i]
-        if (typeof answer === 'boolean') accepted.set(outcome, answer)
-        else missing = answer
-        return typeof answer !== 'boolean'
-      })
-      if (missing) throw missing
+        if (typeof answer === 'boolean') known.set(outcome, answer)
+      }
+      open = open.filter((outcome) => !known.has(outcome))
+      if (failure) throw failure
+      return outcomes.map((outcome) => known.get(outcome) === true)
     })
-    return outcomes.map((outcome) => accepted.get(outcome) === true)
   }
 
   /** Makes a call again until the store is back: a result in hand is never thrown away. Gives up only when a stop's grace is over. */
