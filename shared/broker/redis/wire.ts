@@ -143,7 +143,7 @@ export function storedOf(id: string, value: unknown): Stored | null {
 }
 
 /** Reads a live value: see common.lua. */
-export function liveOf(text: string, pending: number): Live {
+function liveOf(text: string, pending: number): Live {
   const end = text.indexOf('\n')
   const [state, , started, attempts, calls, steps, , kind = '', progress] = text.slice(0, end).split(' ')
   const [done, total] = (progress ?? '-').split('/').map(Number)
