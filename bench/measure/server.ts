@@ -1,5 +1,3 @@
-import { existsSync, readFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { BENCH } from './run.ts'
 
@@ -41,13 +39,6 @@ export async function startService(file: string, env: Record<string, string>, re
   return { readyMs: performance.now() - from, pid: child.pid, stop }
 }
 
-/** Memory that the process has at this moment, as Linux tells it; NaN elsewhere. */
-export function residentBytes(pid: number): number {
-  const file = `/proc/${pid}/status`
-  const status = existsSync(file) ? readFileSync(file, { encoding: 'utf8' }) : ''
-  return Number(/^VmRSS:\s*(\d+) kB/m.exec(status)?.[1]) * 1024
-}
-
 async function answers(url: string): Promise<boolean> {
   try {
     const response = await fetch(url)
@@ -57,17 +48,4 @@ async function answers(url: string): Promise<boolean> {
     // Nobody listens yet.
     return false
   }
-}
-
-export function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const probe = createServer()
-    probe.once('error', reject)
-    probe.listen(0, '127.0.0.1', () => {
-      const address = probe.address()
-      probe.close(() =>
-        address && typeof address === 'object' ? resolve(address.port) : reject(new Error('No port.')),
-      )
-    })
-  })
 }

@@ -1,5 +1,6 @@
+import { freePort } from '../../shared/test/process.ts'
 import { postFlatOut } from '../load/http.ts'
-import { freePort, startService } from '../measure/server.ts'
+import { startService } from '../measure/server.ts'
 import { pairwise, spread } from '../measure/stats.ts'
 import { range } from '../report/format.ts'
 import type { Scenario } from './scenario.ts'

@@ -1,6 +1,7 @@
 import { join } from 'node:path'
+import { freePort } from '../../shared/test/process.ts'
 import { runFolder } from '../measure/run.ts'
-import { freePort, startService } from '../measure/server.ts'
+import { startService } from '../measure/server.ts'
 import { spread } from '../measure/stats.ts'
 import { range } from '../report/format.ts'
 import type { Scenario } from './scenario.ts'

@@ -50,7 +50,9 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
   const kinds = Object.keys(contracts)
   const weigh = ({ envelope }: NewTask) => envelope.length
   const enqueueTogether = createGroup((tasks: NewTask[]) => broker.enqueue(tasks), {
-    ...{ maxBatch: MAX_GROUP, weigh, maxWeight: MAX_GROUP_CHARS },
+    maxBatch: MAX_GROUP,
+    weigh,
+    maxWeight: MAX_GROUP_CHARS,
   })
   let waitingChars = 0
   const location = (id: string) => `${managerUrl}/task/${encodeURIComponent(id)}`

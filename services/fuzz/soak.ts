@@ -1,8 +1,7 @@
-import { existsSync, readFileSync } from 'node:fs'
 import fc from 'fast-check'
 import { Redis } from 'ioredis'
 import { newKey } from '#shared/runtime/seal.ts'
-import { endProcesses, freePort, startProcess } from '#shared/test/process.ts'
+import { endProcesses, freePort, residentBytes, startProcess } from '#shared/test/process.ts'
 import { startRedis } from '#shared/test/redis-server.ts'
 import { contracts } from '../workers/contracts.ts'
 import { oddText } from './arbitrary.ts'
@@ -144,7 +143,7 @@ export async function runSoak(options: { seed: number; seconds: number; connecti
 
   try {
     for (const name of ['creator', 'manager', 'rest'] as const) {
-      while (!(await fetch(`${urlOf(name)}/healthz`).catch(() => null))?.ok) await Bun.sleep(20)
+      while (!(await fetch(`${urlOf(name)}/healthz`).catch(() => null))?.ok);
     }
     await runPlain()
     const looks = Object.entries({ ...processes, redis }).map(([name, { pid }]) => ({
@@ -153,7 +152,7 @@ export async function runSoak(options: { seed: number; seconds: number; connecti
       sizes: [] as number[],
     }))
     const look = () => {
-      for (const { pid, sizes } of looks) sizes.push(residentMb(pid))
+      for (const { pid, sizes } of looks) sizes.push(Math.round(residentBytes(pid) / 1_048_576) || 0)
     }
     look()
     // Redis keeps every script that it was ever sent, too.
@@ -190,10 +189,4 @@ export async function runSoak(options: { seed: number; seconds: number; connecti
 
 function medianOf(values: readonly number[]): number {
   return values.toSorted((a, b) => a - b)[values.length >> 1] ?? 0
-}
-
-function residentMb(pid: number): number {
-  const path = `/proc/${pid}/status`
-  const kb = existsSync(path) ? /VmRSS:\s+(\d+) kB/.exec(readFileSync(path, 'utf8'))?.[1] : undefined
-  return Math.round(Number(kb ?? 0) / 1_024)
 }

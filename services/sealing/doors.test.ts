@@ -1,34 +1,25 @@
 /** What is kept and said of a secret that comes in twice, does not fit, or finds no store: nothing, in any form. */
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
-import { type Durable, durableStores } from '#shared/test/durable-stores.ts'
-import { kinds, openScene, type Scene, SECRET } from './scene.ts'
+import { describe, expect, test } from 'bun:test'
+import { durableStores } from '#shared/test/durable-stores.ts'
+import { kinds, SECRET, useScene } from './scene.ts'
 
 describe.each(durableStores)('on $name a secret is in no file, no answer and no log', ({ start }) => {
-  let durable: Durable
-  let scene: Scene
-  beforeAll(async () => {
-    durable = await start()
-  })
-  afterAll(() => durable.stop())
-  beforeEach(async () => {
-    scene = await openScene(durable.open)
-  })
-  afterEach(() => scene.close())
+  const stage = useScene(start)
 
   describe.each(kinds.filter(({ hasSecrets }) => hasSecrets))('of $kind', ({ kind, payload }) => {
     test('when it is created again, or with another payload', async () => {
       const key = { 'Idempotency-Key': 'order-1' }
-      const { status, id } = await scene.post(`/${kind}`, { payload }, key)
+      const { status, id } = await stage.scene.post(`/${kind}`, { payload }, key)
       expect(status).toBe(201)
-      expect((await scene.post(`/${kind}`, payload, key)).id).toBe(id)
+      expect((await stage.scene.post(`/${kind}`, payload, key)).id).toBe(id)
       const other = Object.fromEntries(
         Object.entries(payload).map(([name, value]) => [
           name,
           name === 'question' || name === 'topic' ? 'else' : value,
         ]),
       )
-      expect((await scene.post(`/${kind}`, other, key)).status).toBe(409)
-      await scene.look(id)
+      expect((await stage.scene.post(`/${kind}`, other, key)).status).toBe(409)
+      await stage.scene.look(id)
     })
 
     test('when the request is refused', async () => {
@@ -52,14 +43,14 @@ describe.each(durableStores)('on $name a secret is in no file, no answer and no 
         { payload, options: SECRET },
         { payload: { ...payload, model: [SECRET] } },
       ]) {
-        expect((await scene.post(`/${kind}`, body)).status).toBe(422)
-        expect((await scene.post(`/${kind}/batch`, { payloads: [payload, body] })).status).toBe(422)
+        expect((await stage.scene.post(`/${kind}`, body)).status).toBe(422)
+        expect((await stage.scene.post(`/${kind}/batch`, { payloads: [payload, body] })).status).toBe(422)
       }
       const json = JSON.stringify({ payload })
       const at = json.indexOf(JSON.stringify(SECRET))
       const broken = [at, at + 5, at + 14, json.length - 1].map((end) => json.slice(0, end))
       for (const body of [...broken, `${json}x`, json.replace('"sk-', 'sk-'), json.replace('"}', '\u0001"}')]) {
-        expect((await scene.post(`/${kind}`, body)).status).toBe(400)
+        expect((await stage.scene.post(`/${kind}`, body)).status).toBe(400)
       }
       const refusals: [status: number, path: string, body: string, headers: Record<string, string>][] = [
         [413, `/${kind}`, json + ' '.repeat(2 ** 20), {}],
@@ -71,15 +62,15 @@ describe.each(durableStores)('on $name a secret is in no file, no answer and no 
         [404, '/nope', json, {}],
       ]
       for (const [status, path, body, headers] of refusals) {
-        expect((await scene.post(path, body, headers)).status).toBe(status)
+        expect((await stage.scene.post(path, body, headers)).status).toBe(status)
       }
-      await scene.look()
+      await stage.scene.look()
     })
 
     test('when the store fails', async () => {
-      await scene.store.broker.close()
-      expect((await scene.post(`/${kind}`, { payload })).status).toBe(503)
-      expect((await scene.post(`/${kind}`, { payload }, { 'Idempotency-Key': 'k' })).status).toBe(503)
+      await stage.scene.store.broker.close()
+      expect((await stage.scene.post(`/${kind}`, { payload })).status).toBe(503)
+      expect((await stage.scene.post(`/${kind}`, { payload }, { 'Idempotency-Key': 'k' })).status).toBe(503)
     })
   })
 })

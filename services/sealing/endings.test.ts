@@ -1,10 +1,10 @@
 /** What is kept and said of a secret, however a task ends: nothing, in any form, at any moment. */
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
+import { describe, expect, test } from 'bun:test'
 import { PermanentError } from '#shared/task/errors.ts'
 import { DEFAULT_RETENTION_S } from '#shared/task/task.ts'
-import { type Durable, durableStores } from '#shared/test/durable-stores.ts'
+import { durableStores } from '#shared/test/durable-stores.ts'
 import { manualClock } from '#shared/test/manual-clock.ts'
-import { type Kind, kinds, LEASE_MS, openScene, type Scene, writtenInAllForms } from './scene.ts'
+import { type Kind, kinds, LEASE_MS, type Scene, useScene, writtenInAllForms } from './scene.ts'
 
 interface Play extends Scene, Kind {
   /** Creates a task of the kind and looks at it. */
@@ -254,25 +254,16 @@ const foreignEndings: Ending[] = [
 ]
 
 describe.each(durableStores)('on $name a secret is in no file, no answer and no log', ({ name, start }) => {
-  let durable: Durable
-  let scene: Scene
-  beforeAll(async () => {
-    durable = await start()
-  })
-  afterAll(() => durable.stop())
-  beforeEach(async () => {
-    scene = await openScene(durable.open)
-  })
-  afterEach(() => scene.close())
+  const stage = useScene(start)
 
   describe.each(kinds)('of $kind', (kind) => {
     const play = (): Play => ({
-      ...scene,
+      ...stage.scene,
       ...kind,
       async create(options = {}) {
-        const { status, id } = await scene.post(`/${kind.kind}`, { payload: kind.payload, options })
+        const { status, id } = await stage.scene.post(`/${kind.kind}`, { payload: kind.payload, options })
         expect(status).toBe(201)
-        expect(await scene.look(id)).toBe('queued')
+        expect(await stage.scene.look(id)).toBe('queued')
         return id
       },
     })
@@ -281,7 +272,7 @@ describe.each(durableStores)('on $name a secret is in no file, no answer and no 
 
     if (!kind.hasSecrets) return
     test.each(refusals)('%s', async (_, refusal) => {
-      scene.provider = refusal
+      stage.scene.provider = refusal
       const acting = play()
       const id = await acting.create()
       expect(await runToItsEnd(acting, id)).toBe('failed')

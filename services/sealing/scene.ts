@@ -1,10 +1,10 @@
-import { expect } from 'bun:test'
+import { afterAll, afterEach, beforeAll, beforeEach, expect } from 'bun:test'
 import { sweepOnce } from '#shared/broker/expire.ts'
 import { createAuth } from '#shared/http/auth.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, newKey } from '#shared/runtime/seal.ts'
 import { type Contract, secretsIn } from '#shared/task/define.ts'
-import type { DurableStore } from '#shared/test/durable-stores.ts'
+import type { Durable, DurableStore } from '#shared/test/durable-stores.ts'
 import { findForms, formsOf } from '#shared/test/forms.ts'
 import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
 import { type Context, type Implementation, implement } from '#shared/worker/implement.ts'
@@ -91,7 +91,7 @@ export interface Scene {
 }
 
 /** A scene on the store that is opened with its clock. */
-export async function openScene(open: (options: { now: () => number }) => Promise<DurableStore>): Promise<Scene> {
+async function openScene(open: (options: { now: () => number }) => Promise<DurableStore>): Promise<Scene> {
   const clock = manualClock()
   const store = await open({ now: clock.now })
   const { broker } = store
@@ -194,4 +194,23 @@ export async function openScene(open: (options: { now: () => number }) => Promis
 
 function completion(content: string): Response {
   return Response.json({ choices: [{ message: { role: 'assistant', content } }] })
+}
+
+/** Opens a scene for each test, on one store of theirs. */
+export function useScene(start: () => Promise<Durable>): { readonly scene: Scene } {
+  let durable: Durable
+  let scene: Scene
+  beforeAll(async () => {
+    durable = await start()
+  })
+  afterAll(() => durable.stop())
+  beforeEach(async () => {
+    scene = await openScene(durable.open)
+  })
+  afterEach(() => scene.close())
+  return {
+    get scene() {
+      return scene
+    },
+  }
 }

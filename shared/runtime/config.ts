@@ -1,4 +1,5 @@
 import * as z from 'zod'
+import { isCluster } from '#shared/broker/redis/client.ts'
 import { TaskerError } from '#shared/task/errors.ts'
 import {
   type DoorSettings,
@@ -154,11 +155,11 @@ export function loadConfig(env: Record<string, string | undefined>): Config {
   if (!given['REDIS_URL'] && !given['UPSTASH_REDIS_REST_URL'] !== !given['UPSTASH_REDIS_REST_TOKEN']) {
     problems.push('UPSTASH_REDIS_REST_URL and UPSTASH_REDIS_REST_TOKEN must be set together')
   }
-  const isCluster = /^rediss?:.*,/.test(given['REDIS_URL'] ?? '')
-  if (isCluster && Number(given['TASKER_PARTITIONS'] ?? 1) < 2) {
+  const onCluster = isCluster(given['REDIS_URL'] ?? '')
+  if (onCluster && Number(given['TASKER_PARTITIONS'] ?? 1) < 2) {
     problems.push('REDIS_URL names the nodes of a Cluster: set TASKER_PARTITIONS to 2 or more, the same everywhere')
   }
-  if (isCluster && Number(given['TASKER_WAIT_REPLICAS'] ?? 0) > 0) {
+  if (onCluster && Number(given['TASKER_WAIT_REPLICAS'] ?? 0) > 0) {
     problems.push(
       'TASKER_WAIT_REPLICAS must be 0 with the nodes of a Cluster in REDIS_URL, which has no one primary to ask',
     )

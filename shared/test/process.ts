@@ -1,3 +1,4 @@
+import { existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 
 /** A real process of Tasker's, run by the Bun that runs the tests. */
@@ -91,4 +92,11 @@ export async function freePort(): Promise<number> {
     await new Promise((resolve) => server.close(resolve))
     return port
   }
+}
+
+/** Memory that a process has at this moment, as Linux tells it; NaN elsewhere. */
+export function residentBytes(pid: number): number {
+  const file = `/proc/${pid}/status`
+  const status = existsSync(file) ? readFileSync(file, 'utf8') : ''
+  return Number(/^VmRSS:\s*(\d+) kB/m.exec(status)?.[1]) * 1024
 }

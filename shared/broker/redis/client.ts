@@ -20,3 +20,8 @@ export interface RedisClient {
 export class AnswerLost extends Error {
   override readonly name = 'AnswerLost'
 }
+
+/** Whether a URL names the nodes of a Cluster: several. Sentinels are several too, of one primary. */
+export function isCluster(url: string): boolean {
+  return /^rediss?:.*,/.test(url)
+}

@@ -1,6 +1,6 @@
 import { Cluster, Redis } from 'ioredis'
 import { StoreUnavailable } from '#shared/task/errors.ts'
-import { AnswerLost, type RedisClient } from './client.ts'
+import { AnswerLost, isCluster, type RedisClient } from './client.ts'
 import { REPLICA_CHANNEL } from './keys.ts'
 
 /**
@@ -105,11 +105,6 @@ function connect(url: string, options: ReturnType<typeof settings>, isWanted: ()
   // A lost connection shows in the calls that fail; without a listener the client would print it as well.
   connection.on('error', () => undefined)
   return connection
-}
-
-/** Several nodes; sentinels are several too, of one primary. */
-function isCluster(url: string): boolean {
-  return url.includes(',') && !url.startsWith('redis+sentinel:')
 }
 
 function open(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
