@@ -30,7 +30,7 @@ const parent = fc.option(fc.record({ id, kind: oddKind }), { nil: undefined, fre
 const ended = fc.option(
   fc.record({ kind: oddKind, state: fc.constantFrom(...FINAL_STATES), at: timeOrNull, expiresAt: timeOrNull }),
 )
-const history = fc.record({ calls: count, steps: count })
+const history = fc.record({ calls: count, steps: count, order: fc.constantFrom('', '0:1') })
 const newTask = fc
   .record({ id, kind, priority: fc.constantFrom(...PRIORITIES), dueAt: timeOrNull, parent, ended, history })
   .chain((task) =>
@@ -64,8 +64,10 @@ const outcome = fc.oneof(
     records: fc.array(fc.record({ id, record: text }), { maxLength: 2 }),
     calls: count,
     steps: count,
+    order: fc.constantFrom('', '0:1'),
     park: fc.boolean(),
     wakeAt: timeOrNull,
+    awaits: fc.option(fc.record({ alone: fc.nat({ max: 3 }), groups: fc.array(fc.nat({ max: 9 }), { maxLength: 2 }) })),
   }),
 )
 const apart = { selector: (one: { id: string }) => one.id, maxLength: 4 }

@@ -136,7 +136,20 @@ async function setup(options: Partial<ManagerDeps> = {}) {
     const { id, token } = task
     const calls = children.length
     await broker.settle([
-      { type: 'call', id, kind: task.kind, token, children, records: [], calls, steps: 0, park: true, wakeAt: null },
+      {
+        type: 'call',
+        id,
+        kind: task.kind,
+        token,
+        children,
+        records: [],
+        calls,
+        steps: 0,
+        order: '',
+        park: true,
+        wakeAt: null,
+        awaits: null,
+      },
     ])
   }
   return { app, broker, clock, lines, get, text, post, remove, add, claim, end, call, watching: () => watching }
@@ -563,7 +576,20 @@ describe('GET /tasks', () => {
     const step = JSON.stringify({ result: '1', status_code: 200, step: 'look', status: 'succeeded' })
     const records = [{ id: childId(id, 2), record: step }]
     await broker.settle([
-      { type: 'call', id, kind, token, children, records, calls: 5, steps: 1, park: true, wakeAt: null },
+      {
+        type: 'call',
+        id,
+        kind,
+        token,
+        children,
+        records,
+        calls: 5,
+        steps: 1,
+        order: '',
+        park: true,
+        wakeAt: null,
+        awaits: null,
+      },
     ])
     const first = await page(app, `/tasks?parent=${A}&limit=3`)
     expect(first.tasks.map(({ task_id }) => task_id)).toEqual([`${A}.4`, `${A}.3`])

@@ -4,11 +4,14 @@ import { openBroker } from '#shared/broker/open.ts'
 import { type Config, ConfigError, loadConfig } from '#shared/runtime/config.ts'
 import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
-import { runMain } from '#shared/runtime/process.ts'
+import { endWithin, runMain } from '#shared/runtime/process.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
 import { watchEventLoop } from '#shared/runtime/watchdog.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
 import { createWorker } from '#shared/worker/worker.ts'
+
+/** How long what runs beside a worker may take to stop, when the worker has ended by an error that nobody foresaw. */
+const END_MS = 800
 
 /** Runs a worker until the signal aborts, over a store that the caller opens and closes. */
 export async function startWorker(
@@ -33,7 +36,12 @@ export async function startWorker(
   const kinds = implementations.map(({ contract }) => contract.kind)
   const watchdog = watchEventLoop(config.leaseMs)
   log.info('Working.', { kinds })
-  await worker.loop(signal)
+  try {
+    await worker.loop(signal)
+  } catch (error) {
+    endWithin(END_MS)
+    throw error
+  }
   await watchdog.stop()
   log.info('Stopped.', { kinds })
 }

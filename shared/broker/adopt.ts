@@ -23,6 +23,7 @@ function outcomeOf({ id, kind, record, envelope, ...length }: Foreign, at: numbe
     retention_s: sent?.retention_s ?? told?.retention_s,
     calls: length.calls || told?.calls,
     steps: length.calls ? length.steps : told?.steps,
+    order: (length.calls ? length.order : told?.order) || undefined,
   }
   return {
     ...{ type: 'adopt', id, kind, token: '', parent: sent?.parent, endedAt: at },

@@ -35,8 +35,11 @@ export interface Broker {
   /** Moves the deadline of each lease to `leaseMs` from now and stores progress. Returns the leases that are no longer held. */
   extend(leases: readonly Lease[], leaseMs: number): Promise<Lapsed>
 
-  /** What is known of each id, in order; null where nothing is. A final record wins over a live one. */
-  get(ids: readonly string[]): Promise<(Stored | null)[]>
+  /**
+   * What is known of each id, in order; null where nothing is. A final record wins over a live one. With `some` it may give fewer, and at least the
+   * first, when they are large: about a megabyte.
+   */
+  get(ids: readonly string[], options?: { some?: boolean }): Promise<(Stored | null)[]>
 
   /** Ends each live task as cancelled, whatever its state, with the record given; a final or unknown one is left as it is. Its descendants are the caller's business (`cancelTree`). */
   cancel(tasks: readonly Cancellation[]): Promise<Cancelled[]>
@@ -120,10 +123,14 @@ export interface Retry extends Pick<NewTask, 'id' | 'kind' | 'priority' | 'envel
   ended: Ended | null
 }
 
-/** The length of a task's history, and how many entries of it are steps or sleeps. */
+/** What a task keeps of its history beside the entries. */
 export interface History {
+  /** Its length. */
   calls: number
+  /** How many entries are steps or sleeps. */
   steps: number
+  /** The order in which the entries completed, where it is not that of their numbers; else empty. One word, opaque to a driver. */
+  order: string
 }
 
 /** A final record that is no longer wanted. */
@@ -169,9 +176,10 @@ export interface Claimed {
   token: string
   /** 1 for the first run. A run that goes on after waiting for children is the same attempt. */
   attempt: number
-  /** Entries in the task's history so far. */
+  /** The task's history so far. */
   calls: number
   steps: number
+  order: string
   /** When this attempt began: a run that goes on after waiting began before this claim. */
   startedAt: number
   envelope: string
@@ -217,19 +225,25 @@ export interface ReleaseOutcome {
 
 /**
  * The task calls children, or notes results of steps. Children whose id is known are left as they are. With `park` the
- * lease is given back: the task waits until all its children have ended, or until `wakeAt`, whichever is first; with no unfinished child and no `wakeAt` it is queued
- * again at once. Without `park` it goes on running (a large fan-out comes in several calls, and only the last one parks).
+ * lease is given back: the task waits until what it awaits has ended, or until `wakeAt`, whichever is first. What has ended since it looked queues it again at once.
+ * Without `park` it goes on running (a large fan-out comes in several calls, and only the last one parks).
  */
 export interface CallOutcome {
   type: 'call'
   children: readonly NewTask[]
   /** Entries of the history that are not tasks: final records under the id `<task id>.<n>`. */
   records: readonly { id: string; record: string }[]
-  /** Length of the history after this call. */
+  /** The history after this call. */
   calls: number
   steps: number
+  order: string
   park: boolean
   wakeAt: number | null
+  /**
+   * What a parked task awaits. Null: all its children together. Else each of them by its `group`: `alone` is how many children of the group `one` have
+   * not ended as far as the caller knows, `groups` are the other groups that have not ended. Ignored without `park`.
+   */
+  awaits: { alone: number; groups: readonly number[] } | null
 }
 
 /** Not guarded by a token (leave it empty): the task has a final record already, from a foreign worker, of which this is the whole form. Its live record is dropped and its parent told. */
@@ -260,6 +274,7 @@ export interface Live {
   attempts: number
   calls: number
   steps: number
+  order: string
   /** Children that have not ended. */
   pending: number
   /** When the present attempt began; null before its first run. */
@@ -321,9 +336,10 @@ export interface Foreign {
   kind: string
   record: string
   envelope: string
-  /** Length of the history, and the steps in it, where the store tells. */
+  /** The history, where the store tells. */
   calls?: number
   steps?: number
+  order?: string
 }
 
 export type TaskEvent =

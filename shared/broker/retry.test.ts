@@ -68,7 +68,18 @@ for (const store of [...stores, partitioned]) {
         add: (payload: number) => broker.enqueue([newTask(ROOT.id, ROOT.kind, payload)]),
         /** Calls the children of these numbers. */
         call: (token: string, from: number, to: number): Outcome => ({
-          ...{ ...ROOT, token, type: 'call', records: [], calls: to, steps: 0, park: to === 4, wakeAt: null },
+          ...{
+            ...ROOT,
+            token,
+            type: 'call',
+            records: [],
+            calls: to,
+            steps: 0,
+            order: '',
+            park: to === 4,
+            wakeAt: null,
+            awaits: null,
+          },
           children: Array.from({ length: to - from }, (_, i) => newTask(childId('r', from + i), 'one', from + i)),
         }),
         drain: () => createWorker({ broker, clock, implementations, keyring: null, log: silentLog }).drain(),
@@ -131,7 +142,9 @@ for (const store of [...stores, partitioned]) {
       const child = await claim('one')
       await broker.settle([{ ...child, ...ends, parent: ROOT, record: record({ kind: 'one', parent: ROOT }) }])
       const root = await claim('all')
-      await broker.settle([{ ...root, ...ends, record: record({ kind: 'all', payload: 1, calls: 1, steps: 0 }) }])
+      const resume = { calls: 1, forget: [[0, 0]] }
+      const history = { calls: 1, steps: 0, resume }
+      await broker.settle([{ ...root, ...ends, record: record({ kind: 'all', payload: 1, ...history }) }])
       return scene
     }
 

@@ -1,16 +1,17 @@
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
-import { encodeEnvelope, type FinalRecord, finalState, rootOf } from '#shared/task/task.ts'
-import type { History, Retry } from './broker.ts'
-import { childrenOf, endedOf, hasFailed, historyOf, removeTrees, type TreeDeps } from './tree.ts'
-import { type Contracts, contractOf } from './view.ts'
+import { encodeEnvelope, type FinalRecord, finalState, type ResumePoint, rootOf } from '#shared/task/task.ts'
+import type { Retry, Stored } from './broker.ts'
+import { childrenOf, endedOf, hasFailed, lengthOf, removeTrees, type TreeDeps } from './tree.ts'
+import { type Contracts, contractOf, isStep } from './view.ts'
 
 /** How long a task stays reserved for who retries it, should that one die. It goes on for longer while children are forgotten. */
 const RESERVED_MS = 60_000
 
 /**
- * Queues a failed or cancelled root again, from attempt 1. Its children that succeeded keep their results; the others are forgotten and called anew. Only one
- * caller at a time does this to a task: the children that another would forget may be those of the run that has begun again.
+ * Queues a failed or cancelled root again, from attempt 1. It goes on from its history as it was before the failure that ended it: that is forgotten, with what came
+ * after it. Failures that its handler went on from stay. Children that had not ended, or were cancelled with it, are called again. Only one caller at a time does this
+ * to a task: the children that another would forget may be those of the run that has begun again.
  *
  * @throws TaskNotFound when the id is unknown; StateConflict when the task is a child, is live, has succeeded, had
  * secrets (they were wiped when it ended), was ended by a foreign worker, which keeps no payload, or is being retried by someone else.
@@ -26,20 +27,37 @@ export async function retryTask(deps: TreeDeps, id: string): Promise<void> {
   }
   await reserve()
   // It may have been retried, and have ended anew, before it was reserved.
-  const { known, ...task } = await retriable(deps, id)
+  const { record, ...task } = await retriable(deps, id)
   // The record of a cancelled task is older than the truth: its run may have called more children before it was cancelled.
-  const history = await historyOf(broker, id, known)
-  for await (const children of childrenOf(broker, id, history.calls)) {
-    const failed = children.filter(hasFailed)
-    if (failed.length === 0) continue
+  const length = await lengthOf(broker, id, record.calls ?? 0)
+  const resume: ResumePoint = record.resume ?? { calls: length, order: record.order ?? '', forget: [] }
+  let steps = 0
+  for await (const children of childrenOf(broker, id, length)) {
+    const gone = children.filter((child) => isForgotten(child, numberOf(child.id), record, resume))
+    steps += children.filter((child) => isStep(child) && !gone.includes(child)).length
+    if (gone.length === 0) continue
     await reserve()
-    await removeTrees(deps, failed)
+    await removeTrees(deps, gone)
   }
+  const history = { calls: Math.min(resume.calls, length), steps, order: resume.order ?? '' }
   const retried = await broker.retry([{ ...task, history, token: await reserve() }])
   if (!retried.includes(id)) throw new StateConflict(`Task ${id} was retried or deleted by someone else just now.`)
 }
 
-type Retriable = Omit<Retry, 'token' | 'history'> & { known: History }
+/** Whether a retry does without an entry of the history, and makes it again if the handler still does. */
+function isForgotten(child: Stored, n: number, root: FinalRecord, { calls, forget }: ResumePoint): boolean {
+  if (n >= calls || child.live) return true
+  if (forget.some(([first, last]) => n >= first && n <= last)) return hasFailed(child)
+  // What was cancelled with its root was never told to the handler; what was cancelled before may have been.
+  const record = readRecord(child.record)
+  return record?.status === 'cancelled' && (record.finished_at ?? 0) >= (root.finished_at ?? 0)
+}
+
+function numberOf(id: string): number {
+  return Number(id.slice(id.lastIndexOf('.') + 1))
+}
+
+type Retriable = Omit<Retry, 'token' | 'history'> & { record: FinalRecord }
 
 async function retriable({ broker, contracts }: TreeDeps, id: string): Promise<Retriable> {
   const [stored] = await broker.get([id])
@@ -78,6 +96,5 @@ function taskOf(contracts: Contracts, id: string, record: FinalRecord | null): R
     ...(retention_s === undefined ? {} : { retention_s }),
     ...(traceparent === undefined ? {} : { traceparent }),
   })
-  const known = { calls: record.calls ?? 0, steps: record.steps ?? 0 }
-  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, known, ended: endedOf(record) }
+  return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, record, ended: endedOf(record) }
 }

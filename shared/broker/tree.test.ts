@@ -38,7 +38,20 @@ function setup() {
     const { id, token } = await run(kind)
     const children = Array.from({ length: calls }, (_, n) => newTask(childId(id, n), childKind, { id, kind }))
     await broker.settle([
-      { type: 'call', id, kind, token, children, records: [], calls, steps: 0, park: true, wakeAt: null },
+      {
+        type: 'call',
+        id,
+        kind,
+        token,
+        children,
+        records: [],
+        calls,
+        steps: 0,
+        order: '',
+        park: true,
+        wakeAt: null,
+        awaits: null,
+      },
     ])
     return id
   }
@@ -209,7 +222,7 @@ describe('sweepOnce', () => {
       async sweep(limit) {
         const swept = await broker.sweep(limit)
         const [token] = await broker.reserve([{ id: 's' }], 1000)
-        const again = { ...newTask('s', 'sum'), history: { calls: 0, steps: 0 }, ended: null }
+        const again = { ...newTask('s', 'sum'), history: { calls: 0, steps: 0, order: '' }, ended: null }
         await broker.retry([{ ...again, token: token ?? '' }])
         return swept
       },
@@ -334,6 +347,7 @@ describe('viewOf', () => {
       attempts: 0,
       calls: 0,
       steps: 0,
+      order: '',
       pending: 0,
       startedAt: null,
       progress: null,

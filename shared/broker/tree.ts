@@ -2,8 +2,8 @@ import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
 import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { childId, type Envelope, expiryOf, type FinalRecord, finalState } from '#shared/task/task.ts'
 import { adopt } from './adopt.ts'
-import type { Broker, Cancellation, Ended, History, Live, Removal, Stored } from './broker.ts'
-import { attemptOf, type Contracts, contractOf, isStep } from './view.ts'
+import type { Broker, Cancellation, Ended, Live, Removal, Stored } from './broker.ts'
+import { attemptOf, type Contracts, contractOf } from './view.ts'
 
 /** Tasks that are read and written in one call: it bounds the memory, whatever the size of a tree. */
 const CHUNK = 500
@@ -64,7 +64,7 @@ async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly 
   ]
 }
 
-/** Whether a task failed, was cancelled, or was left unfinished: a retry of its parent calls it anew. */
+/** Whether a task failed, was cancelled, or was left unfinished. */
 export function hasFailed({ record }: Stored): boolean {
   const read = record === null ? null : readRecord(record)
   return read === null || finalState(read) !== 'succeeded'
@@ -76,7 +76,7 @@ function isCancelled({ record }: Stored): boolean {
 }
 
 async function cancelBelow(deps: TreeDeps, id: string, calls: number | null): Promise<void> {
-  const known = calls ?? (await historyOf(deps.broker, id, { calls: 0, steps: 0 })).calls
+  const known = calls ?? (await lengthOf(deps.broker, id, 0))
   for await (const children of childrenOf(deps.broker, id, known)) {
     for (const child of await cancelLive(deps, children)) await cancelBelow(deps, child.id, child.calls)
   }
@@ -92,7 +92,7 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
     await cancelBelow(deps, task.id, task.calls)
   }
   for (const id of await longerThanRecorded(deps.broker, calls)) {
-    calls.set(id, (await historyOf(deps.broker, id, { calls: calls.get(id) ?? 0, steps: 0 })).calls)
+    calls.set(id, await lengthOf(deps.broker, id, calls.get(id) ?? 0))
   }
   for (const [id, known] of calls) {
     for await (const children of childrenOf(deps.broker, id, known)) await removeTrees(deps, children)
@@ -122,14 +122,13 @@ async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, num
 }
 
 /** How long a task's history is, of which so much is known: it ends where a whole chunk is unknown. */
-export async function historyOf(broker: Broker, id: string, known: History): Promise<History> {
-  let { calls, steps } = known
+export async function lengthOf(broker: Broker, id: string, known: number): Promise<number> {
+  let calls = known
   for (let from = calls; ; from += CHUNK) {
     const found = await broker.get(idsOfCalls(id, from, from + CHUNK))
     const last = found.findLastIndex((child) => child !== null)
-    if (last < 0) return { calls, steps }
+    if (last < 0) return calls
     calls = from + last + 1
-    steps += found.filter((child) => child !== null && isStep(child)).length
   }
 }
 
@@ -157,6 +156,7 @@ function cancellationOf(id: string, live: Live, contracts: Contracts, at: number
     attempt: attemptOf(live),
     calls: live.calls,
     steps: live.steps,
+    order: live.order,
     startedAt: live.startedAt,
     finishedAt: at,
   })

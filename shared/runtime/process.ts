@@ -23,6 +23,12 @@ export async function runMain(name: string, main: (signal: AbortSignal) => Promi
   }
 }
 
+/** Ends the process with code 1 within so many ms, whatever is still under way: after an error that nobody foresaw, whoever runs it must start it again. */
+export function endWithin(ms: number): void {
+  process.exitCode = 1
+  setTimeout(() => process.exit(1), ms).unref()
+}
+
 /** Resolves when the signal aborts, at once when it has. */
 export function aborted(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return Promise.resolve()

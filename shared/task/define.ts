@@ -1,6 +1,8 @@
 import * as z from 'zod'
 import { InvalidInput, type Issue } from './errors.ts'
+import { NotJson, toJson } from './json.ts'
 import { DEFAULT_RETRY, type RetryRules } from './retry.ts'
+import { type JsonRules, jsonRulesOf } from './schema.ts'
 
 /** What others need to know of a kind: its name, the shape of payload and result, and its rules. Never its handler. */
 export interface Contract<Input extends z.ZodType = z.ZodType, Output extends z.ZodType = z.ZodType> {
@@ -15,6 +17,8 @@ export interface Contract<Input extends z.ZodType = z.ZodType, Output extends z.
   readonly concurrency: number
   /** Paths of the payload's secret fields, from the schema: `[['api_key']]`. */
   readonly secrets: readonly (readonly string[])[]
+  /** How payload and result are written as JSON. */
+  readonly json: { readonly input: JsonRules; readonly output: JsonRules }
 }
 
 export type PayloadOf<C extends Contract> = z.output<C['input']>
@@ -27,7 +31,8 @@ const KIND = /^[a-z][a-z0-9_-]{0,63}$/
 /**
  * Defines a kind of task. The contract gives the HTTP route and its validation, the types of worker and callers, and the redaction of secrets.
  *
- * @throws TypeError when the kind's name is not lower-case letters, digits, `-` and `_`, starting with a letter (it becomes a URL path and a key).
+ * @throws TypeError when the kind's name is not lower-case letters, digits, `-` and `_`, starting with a letter (it becomes a URL path and a key); when a
+ * limit is not a whole number in its range; when a schema gives what JSON cannot hold (Date, Map, BigInt …), naming the field.
  * @example
  * ```ts
  * export const sum = defineTask({
@@ -47,14 +52,27 @@ export function defineTask<Input extends z.ZodType, Output extends z.ZodType>(de
   timeoutMs?: number
   concurrency?: number
 }): Contract<Input, Output> {
-  if (!KIND.test(definition.kind)) throw new TypeError(`"${definition.kind}" cannot name a kind: use ${KIND}`)
-  return {
+  const { kind, input, output } = definition
+  if (!KIND.test(kind)) throw new TypeError(`"${kind}" cannot name a kind: use ${KIND}`)
+  const contract = {
     timeoutMs: 60_000,
     concurrency: 100,
     ...definition,
     retry: { ...DEFAULT_RETRY, ...definition.retry },
-    secrets: secretPaths(definition.input),
+    secrets: secretPaths(input),
+    json: { input: jsonRulesOf(input, `${kind}: input`), output: jsonRulesOf(output, `${kind}: output`) },
   }
+  requireWhole(`${kind}: timeoutMs`, contract.timeoutMs, 1)
+  requireWhole(`${kind}: concurrency`, contract.concurrency, 1)
+  requireWhole(`${kind}: retry.maxAttempts`, contract.retry.maxAttempts, 1)
+  requireWhole(`${kind}: retry.backoffMs`, contract.retry.backoffMs, 0)
+  requireWhole(`${kind}: retry.maxBackoffMs`, contract.retry.maxBackoffMs, 0)
+  return contract
+}
+
+function requireWhole(name: string, value: unknown, least: number): void {
+  if (Number.isSafeInteger(value) && Number(value) >= least) return
+  throw new TypeError(`${name} must be a whole number of at least ${least}, and is ${String(value)}.`)
 }
 
 /** Marks a field as secret: it is sealed before it reaches the store and never shown again. */
@@ -74,14 +92,38 @@ function secretPaths(schema: z.ZodType): string[][] {
 }
 
 /**
- * Validates a payload against its contract and returns it as the handler sees it (unknown fields dropped, defaults filled in).
+ * Validates a payload against its contract and returns it as it is stored, and as the handler sees it: unknown fields dropped, defaults filled in, transforms
+ * done. It is parsed once, where it comes in: what is parsed again may become something else.
  *
  * @throws InvalidInput naming every field that does not fit, with paths from `payload`. No value of the payload is in it.
  */
 export function parsePayload<C extends Contract>(contract: C, payload: unknown): PayloadOf<C> {
   const parsed = contract.input.safeParse(payload, { error: describe })
-  if (parsed.success) return parsed.data as PayloadOf<C>
-  throw new InvalidInput(`The payload does not fit ${contract.kind}.`, issuesOf(parsed.error, 'payload'))
+  if (!parsed.success) {
+    throw new InvalidInput(`The payload does not fit ${contract.kind}.`, issuesOf(parsed.error, 'payload'))
+  }
+  if (!contract.json.input.isPlain && parsed.data !== undefined) payloadJson(contract, parsed.data)
+  return parsed.data as PayloadOf<C>
+}
+
+/**
+ * A payload as JSON.
+ *
+ * @throws InvalidInput naming the part that JSON cannot hold.
+ */
+export function payloadJson(contract: Contract, payload: unknown): string {
+  try {
+    return toJson(payload === undefined ? null : payload, 'payload')
+  } catch (error) {
+    if (!(error instanceof NotJson)) throw error
+    const message = `JSON cannot hold ${error.what}`
+    throw new InvalidInput(`The payload does not fit ${contract.kind}.`, [{ path: error.path, message }])
+  }
+}
+
+/** What was stored, as its schema gives it. */
+export function fromStored({ nullIsUndefined }: JsonRules, value: unknown): unknown {
+  return nullIsUndefined && value === null ? undefined : value
 }
 
 function describe(issue: z.core.$ZodRawIssue): string | undefined {

@@ -64,9 +64,9 @@ export class HistoryMismatch extends PermanentError {
   }
 }
 
-/** Why `ctx.signal` aborted: the lease went to another worker, the task was cancelled, its time was up, or the worker stops. */
+/** Why `ctx.signal` aborted: the lease went to another worker, the task was cancelled, its time was up, the worker stops, or the run was given up while its task waits. */
 export class RunAborted extends TaskerError {
-  constructor(reason: 'lease_lost' | 'cancelled' | 'timeout' | 'stopping', message: string) {
+  constructor(reason: 'lease_lost' | 'cancelled' | 'timeout' | 'stopping' | 'parked', message: string) {
     super(reason, message)
   }
 }

@@ -3,7 +3,7 @@ import { chat } from '#services/workers/chat/contract.ts'
 import { sum } from '#services/workers/sum/contract.ts'
 import { buildRecord, CANCELLED_STATUS, cancelledRecord, decodeResult, readEnvelope, readRecord } from './record.ts'
 
-const run = { attempt: 1, calls: 0, steps: 0, startedAt: 5, finishedAt: 9 }
+const run = { attempt: 1, calls: 0, steps: 0, order: '', startedAt: 5, finishedAt: 9 }
 const succeeded = { ...run, state: 'succeeded', statusCode: 200 } as const
 const envelope = { task_id: 't', kind: 'sum', payload: { num1: 1, num2: 2 }, created_at: 1 }
 

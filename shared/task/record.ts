@@ -1,5 +1,13 @@
 import { type Contract, redact } from './define.ts'
-import { type Envelope, FINAL_STATES, type FinalRecord, type FinalState, PRIORITIES, type TaskError } from './task.ts'
+import {
+  type Envelope,
+  FINAL_STATES,
+  type FinalRecord,
+  type FinalState,
+  PRIORITIES,
+  type ResumePoint,
+  type TaskError,
+} from './task.ts'
 
 /** The `status_code` of a cancelled task: "client closed request", the one code that no handler or provider answers with. */
 export const CANCELLED_STATUS = 499
@@ -27,11 +35,13 @@ export function buildRecord(end: {
   attempt: number
   calls: number
   steps: number
+  order?: string | undefined
+  resume?: ResumePoint | undefined
   startedAt: number | null
   finishedAt: number
 }): FinalRecord {
   const { contract, envelope, error, startedAt } = end
-  const { max_attempts, priority, timeout_ms, retention_s, created_at, parent, traceparent } = envelope
+  const { max_attempts, priority, timeout_ms, retention_s, created_at, parent, traceparent, given } = envelope
   const { result, content_type } = error ? { result: error.message } : encodeResult(end.result)
   const kind = end.kind ?? envelope.kind ?? contract?.kind
   // Written out field by field: this is done for every task.
@@ -51,9 +61,12 @@ export function buildRecord(end: {
   if (retention_s !== undefined) record.retention_s = retention_s
   if (parent) record.parent = parent
   if (traceparent) record.traceparent = traceparent
+  if (given !== undefined) record.given = given
   if (end.calls > 0) {
     record.calls = end.calls
     record.steps = end.steps
+    if (end.order) record.order = end.order
+    if (end.resume) record.resume = end.resume
   }
   return record
 }
@@ -65,6 +78,7 @@ export function cancelledRecord(end: {
   attempt: number
   calls: number
   steps: number
+  order: string
   startedAt: number | null
   finishedAt: number
 }): FinalRecord {
@@ -131,6 +145,15 @@ const isObjectWith =
   (value) =>
     typeof value === 'object' && value !== null && names.every((name) => isText(Reflect.get(value, name)))
 
+// Empty, or one word of a live value.
+const isOrder: Fits = (value) => typeof value === 'string' && /^[0-9:;,-]*$/.test(value)
+const isResumePoint: Fits = (value) => {
+  if (typeof value !== 'object' || value === null) return false
+  const { calls, order = '', forget } = value as Record<string, unknown>
+  const isRange = (range: unknown) => Array.isArray(range) && range.length === 2 && range.every(isCallCount)
+  return isCallCount(calls) && isOrder(order) && Array.isArray(forget) && forget.every(isRange)
+}
+
 const SHARED_FIELDS = {
   kind: isText,
   created_at: isCount,
@@ -140,6 +163,7 @@ const SHARED_FIELDS = {
   retention_s: isCount,
   parent: isObjectWith('id', 'kind'),
   traceparent: isText,
+  given: isText,
 }
 
 const ENVELOPE_FIELDS = new Map<string, Fits>(Object.entries({ ...SHARED_FIELDS, v: isOneOf([1]) }))
@@ -156,6 +180,8 @@ const RECORD_FIELDS = new Map<string, Fits>(
     finished_at: isCount,
     calls: isCallCount,
     steps: isCallCount,
+    order: isOrder,
+    resume: isResumePoint,
     step: isText,
   }),
 )

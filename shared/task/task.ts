@@ -13,6 +13,11 @@ export type State = LiveState | FinalState
 export interface ParentRef {
   id: string
   kind: string
+  /**
+   * Set where the parent awaits this child beside other things: `one` when its end alone wakes the parent, else the number of the first
+   * child of its group, whose last end wakes it. Left out where the parent waits for all its children together.
+   */
+  group?: 'one' | number
 }
 
 /**
@@ -33,6 +38,8 @@ export interface Envelope {
   retention_s?: number
   parent?: ParentRef
   traceparent?: string
+  /** A digest of the payload as its parent gave it, where its schema made something else of it: what a re-run of the parent is compared with. */
+  given?: string
 }
 
 /** The final record's error: `type` is a short code (`timeout`, `invalid_input`), `message` a sentence. */
@@ -67,9 +74,24 @@ export interface FinalRecord {
   calls?: number
   /** How many of `calls` were steps and sleeps, which are records but not tasks. */
   steps?: number
-  /** Name of the step or sleep, for the record of one. */
+  /** The order in which entries of the history completed for the handler, where it is not that of their numbers. */
+  order?: string
+  /** Of a task that failed: where a retry goes on from, if not from all of its history. */
+  resume?: ResumePoint
+  /** Of an entry of the history that is no task: the name of the step, `sleep`, or the call that was refused. */
   step?: string
+  /** As in the envelope. */
+  given?: string
   traceparent?: string
+}
+
+/** The history as it was before the failure that ended a run. */
+export interface ResumePoint {
+  /** Its length: what came later is forgotten. */
+  calls: number
+  order?: string
+  /** First and last number of the entries whose failures ended the run: those that failed are called again. */
+  forget: [first: number, last: number][]
 }
 
 /** How long a final record is kept when its task does not say: 7 days. */
@@ -79,6 +101,11 @@ export const DEFAULT_RETENTION_S = 604_800
 export function encodeEnvelope(envelope: Omit<Envelope, 'v'>): string {
   const { task_id, ...rest } = envelope
   return JSON.stringify({ task_id, v: 1, ...rest })
+}
+
+/** Whether an envelope is one that Tasker made, and whose payload was parsed by then: the rule of the scripts, which go by its first bytes. */
+export function isOurs({ id, envelope }: { id: string; envelope: string }): boolean {
+  return envelope.startsWith(`{"task_id":${JSON.stringify(id)},"v":1,`)
 }
 
 /** The id of a task's n-th call, from 0. Its record is the parent's history. */

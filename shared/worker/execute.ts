@@ -1,31 +1,33 @@
-import type { Broker, Claimed, Outcome } from '#shared/broker/broker.ts'
-import type { Clock } from '#shared/runtime/clock.ts'
+import type { Broker, CallOutcome, Claimed, Outcome } from '#shared/broker/broker.ts'
+import { type Clock, nextTurn } from '#shared/runtime/clock.ts'
 import { type Keyring, openPayload, SEALED_PREFIX } from '#shared/runtime/seal.ts'
-import { type Contract, parsePayload, secretsIn } from '#shared/task/define.ts'
+import type { Slices } from '#shared/runtime/slices.ts'
+import { type Contract, fromStored, parsePayload, secretsIn } from '#shared/task/define.ts'
 import { ChildFailed, InvalidInput, PermanentError, RetryLater, RunAborted, TaskerError } from '#shared/task/errors.ts'
+import { copyJson, toJson } from '#shared/task/json.ts'
 import { maskSecrets } from '#shared/task/mask.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
 import { backoffMs, mayRetry } from '#shared/task/retry.ts'
-import { type Envelope, expiryOf } from '#shared/task/task.ts'
-import { limitSize, loadStep, type Parent, partsOf, replay, stepRecord } from './history.ts'
+import { type Envelope, expiryOf, isOurs, type ResumePoint } from '#shared/task/task.ts'
+import { MAX_MESSAGE, statusCodeOf, textOf } from '#shared/task/thrown.ts'
+import { Course, type Lease as CourseLease } from './course.ts'
 import type { Implementation } from './implement.ts'
-import { Run, type RunPorts } from './run.ts'
-
-/** Characters of an error's message that are kept. */
-const MAX_MESSAGE = 10_000
-
-/** Parked runs that are kept in memory at most; the oldest is dropped, and begins anew from history. */
-const MAX_PARKED = 10_000
+import { limitSize } from './limits.ts'
+import { ParkedRuns } from './parked.ts'
+import { Run, type Turn } from './run.ts'
 
 export interface ExecutorDeps {
   readonly broker: Broker
   readonly implementations: ReadonlyMap<string, Implementation>
   readonly keyring: Keyring | null
   readonly clock: Clock
+  readonly slices: Slices
   readonly random: () => number
+  /** How often a run whose steps go on looks for the ends of children, in ms. */
+  readonly lookMs: number
   /** Settles an outcome while the task goes on; false when it was refused. */
   readonly commit: (outcome: Outcome) => Promise<boolean>
-  /** Whether a large fan-out may go on to its next part; if not, its task is given back, and goes on from there when it is claimed again. */
+  /** Whether a run may ask more of the store; if not, its task is given back, and goes on from there when it is claimed again. */
   readonly mayGoOn: () => boolean
 }
 
@@ -45,103 +47,43 @@ export interface Executor {
   execute(claimed: Claimed): Execution
   /** Keeps a parked run if its outcome was accepted, else forgets it. */
   parked(id: string, accepted: boolean): void
+  /** Forgets runs that were parked long ago. */
+  tidy(): void
 }
 
 /** The pipeline that turns claimed tasks into outcomes: read, validate, unseal, run, and judge how it ended. */
 export function createExecutor(deps: ExecutorDeps): Executor {
-  const seats = new Map<string, Seat>()
+  const kept = new ParkedRuns()
+  const shared: Shared = { ...deps, kept, turn: createTurns() }
   return {
-    execute: (claimed) => new ClaimedRun(deps, seats, claimed),
+    execute: (claimed) => new ClaimedRun(shared, claimed),
     parked(id, accepted) {
-      if (!accepted) seats.delete(id)
+      const run = kept.get(id)?.run
+      if (accepted && !run?.hasSignal) return
+      kept.drop(id)
+      // Whatever it does beside waiting hears that this run is given up.
+      if (accepted) run?.abort(new RunAborted('parked', `Task ${id} waits, and this run of it is given up.`))
     },
+    tidy: () => kept.dropOld(deps.clock.now()),
   }
 }
 
-/** A run and what changes with each lease of its task. */
-class Seat implements RunPorts {
-  run: Run | null = null
-  claimed: Claimed
-  readonly parent: Parent
-  readonly #deps: ExecutorDeps
-  /** Store calls of one task go one after the other: a settle takes one outcome of each. */
-  #calls: Promise<unknown> | null = null
-  /** Set while the run is parked: a step that begins meanwhile waits for the next lease. */
-  #parked: PromiseWithResolvers<void> | null = null
-  #closed = false
+interface Shared extends ExecutorDeps {
+  readonly kept: ParkedRuns
+  /** The present turn of the event loop. */
+  readonly turn: () => Turn
+}
 
-  constructor(deps: ExecutorDeps, claimed: Claimed, envelope: Envelope) {
-    const { id, kind, calls, steps } = claimed
-    this.#deps = deps
-    this.claimed = claimed
-    const { priority = 'normal', traceparent } = envelope
-    this.parent = { id, kind, priority, traceparent, before: calls, calls, steps }
-  }
-
-  /** Whether this claim goes on where the run was parked. */
-  fits({ attempt, calls, steps, envelope }: Claimed): boolean {
-    const { parent, claimed } = this
-    return (
-      claimed.attempt === attempt && parent.calls === calls && parent.steps === steps && claimed.envelope === envelope
-    )
-  }
-
-  resume(claimed: Claimed): void {
-    this.claimed = claimed
-    this.#parked?.resolve()
-    this.#parked = null
-  }
-
-  /** Resolves when nothing of this task is on its way to the store. */
-  async park(): Promise<void> {
-    await this.#calls
-    this.#parked = Promise.withResolvers()
-  }
-
-  /** Lets nothing more of this run go to the store, and resolves when nothing is on its way: what ends it must not meet a step of it in one settle. */
-  close(): Promise<unknown> | null {
-    this.#closed = true
-    return this.#calls
-  }
-
-  /** Settles a part of what the run asks for, after which it goes on; a refusal ends it. */
-  commit(outcome: () => Outcome): Promise<void> {
-    if (this.#closed) return Promise.reject(new RunAborted('stopping', `This run of ${this.claimed.id} is over.`))
-    const result = (this.#calls ?? Promise.resolve()).then(async () => {
-      const { id, kind } = this.claimed
-      if (await this.#deps.commit(outcome())) return
-      const lost = new RunAborted(
-        'lease_lost',
-        `${kind} task ${id} went to another worker, was cancelled, or was deleted.`,
-      )
-      this.run?.abort(lost)
-      throw lost
+function createTurns(): () => Turn {
+  let present: Turn = { isOver: true }
+  return () => {
+    if (!present.isOver) return present
+    const turn: Turn = { isOver: false }
+    void nextTurn().then(() => {
+      turn.isOver = true
     })
-    this.#calls = result.catch(() => undefined)
-    return result
-  }
-
-  async loadStep(n: number, name: string): Promise<string | null> {
-    await this.#parked?.promise
-    return loadStep(this.#deps.broker, this.parent, n, name)
-  }
-
-  async storeStep(n: number, name: string, json: string): Promise<void> {
-    limitSize(json, () => `The result of step "${name}" of task ${this.claimed.id}`)
-    await this.#parked?.promise
-    await this.commit(() => {
-      const { parent } = this
-      parent.calls = Math.max(parent.calls, n + 1)
-      parent.steps++
-      const { id, kind, token } = this.claimed
-      const records = [stepRecord(parent, n, name, json)]
-      const { calls, steps } = parent
-      return { id, kind, token, type: 'call', children: [], records, calls, steps, park: false, wakeAt: null }
-    })
-  }
-
-  emit(chunk: string): void {
-    void this.#deps.broker.emit([{ id: this.claimed.id, chunk }]).catch(() => undefined)
+    present = turn
+    return turn
   }
 }
 
@@ -149,19 +91,18 @@ class ClaimedRun implements Execution {
   readonly claimed: Claimed
   readonly timeoutAt: number
   readonly outcome: Outcome | null | Promise<Outcome | null>
-  readonly #deps: ExecutorDeps
-  readonly #seats: Map<string, Seat>
+  readonly #deps: Shared
   readonly #implementation: Implementation | undefined
   readonly #envelope: Envelope | null
-  #seat: Seat | null = null
+  #run: Run | null = null
+  #course: Course | null = null
   #payload: unknown
   #aborted: RunAborted | null = null
   /** What it ended with is known, and perhaps on its way to the store: nothing can stop it any more. */
   #over = false
 
-  constructor(deps: ExecutorDeps, seats: Map<string, Seat>, claimed: Claimed) {
+  constructor(deps: Shared, claimed: Claimed) {
     this.#deps = deps
-    this.#seats = seats
     this.claimed = claimed
     this.#implementation = deps.implementations.get(claimed.kind)
     this.#envelope = readEnvelope(claimed.envelope)
@@ -173,20 +114,21 @@ class ClaimedRun implements Execution {
   abort(reason: RunAborted): void {
     if (this.#over) return
     this.#aborted ??= reason
-    this.#seat?.run?.abort(this.#aborted)
+    this.#run?.abort(this.#aborted)
   }
 
   progress(): { done: number; total: number } | undefined {
-    return this.#seat?.run?.progress
+    return this.#run?.progress
   }
 
   #start(): Outcome | null | Promise<Outcome | null> {
-    const problem = refuse(this.claimed, this.#envelope, this.#implementation?.contract)
+    const { claimed } = this
+    const problem = refuse(claimed, this.#envelope, this.#implementation?.contract)
     if (problem || !this.#envelope || !this.#implementation) return this.#failed(problem)
     const { contract } = this.#implementation
     try {
       if (contract.secrets.length > 0) return this.#unseal(contract, this.#envelope)
-      return this.#run(parsePayload(contract, this.#envelope.payload))
+      return this.#begin(this.#envelope, this.#read(contract, this.#envelope.payload))
     } catch (error) {
       return this.#failed(error)
     }
@@ -194,71 +136,91 @@ class ClaimedRun implements Execution {
 
   async #unseal(contract: Contract, envelope: Envelope): Promise<Outcome | null> {
     try {
-      return await this.#run(await unsealed(contract, envelope, this.#deps.keyring))
+      const payload = await unsealed(contract, envelope, this.#deps.keyring)
+      return await this.#begin(envelope, this.#read(contract, payload))
     } catch (error) {
       return this.#failed(error)
     }
   }
 
-  #run(payload: unknown): Outcome | null | Promise<Outcome | null> {
-    if (!this.#implementation || !this.#envelope) return null
-    this.#payload = payload
+  /** The payload for the handler, which may change it. Ours was parsed where it came in. */
+  #read(contract: Contract, payload: unknown): unknown {
+    if (!isOurs(this.claimed)) return parsePayload(contract, payload)
+    return fromStored(contract.json.input, copyJson(payload))
+  }
+
+  #begin(envelope: Envelope, payload: unknown): Outcome | null | Promise<Outcome | null> {
+    if (!this.#implementation) return null
     const { claimed } = this
-    const seat = this.#takeSeat(this.#envelope)
-    this.#seat = seat
-    seat.run ??= new Run(this.#implementation, { id: claimed.id, attempt: claimed.attempt, payload }, seat)
-    if (this.#aborted) seat.run.abort(this.#aborted)
-    const { finished } = seat.run
-    if (finished?.type !== 'returned') return this.#follow(seat, seat.run)
-    seat.close()
-    return this.#succeeded(finished.value)
+    const { contract } = this.#implementation
+    this.#payload = payload
+    const { kept, broker, turn } = this.#deps
+    const parked = kept.take(claimed)
+    if (parked) {
+      parked.resume(this.#courseLease())
+      return this.#follow(parked)
+    }
+    const emit = (chunk: string) => void broker.emit([{ id: claimed.id, chunk }]).catch(() => undefined)
+    const secrets = contract.secrets.length > 0 ? secretsIn(contract, payload) : []
+    const run = new Run(
+      this.#implementation,
+      { id: claimed.id, attempt: claimed.attempt, payload },
+      { turn: turn(), known: claimed.calls, emit },
+    )
+    this.#run = run
+    // Nearly all handlers await nothing.
+    if (run.ended?.type === 'returned' && !run.unawaited) return this.#succeeded(run.ended.value)
+    return this.#follow(new Course(this.#deps, run, { lease: this.#courseLease(), envelope, secrets }))
+  }
+
+  #courseLease(): CourseLease {
+    const { claimed } = this
+    const { id, kind, token } = claimed
+    const { commit, mayGoOn } = this.#deps
+    const stop = (reason: RunAborted) => {
+      this.abort(reason)
+      return this.#aborted ?? reason
+    }
+    return {
+      claimed,
+      async commit(change) {
+        if (await commit({ id, kind, token, ...change })) return
+        const what = `${kind} task ${id} went to another worker, was cancelled, or was deleted.`
+        throw stop(new RunAborted('lease_lost', what))
+      },
+      mayGoOn() {
+        if (!mayGoOn()) throw stop(new RunAborted('stopping', `The worker of task ${id} stops.`))
+      },
+    }
   }
 
   /** Goes on with the handler until it ends, or can go no further and is parked. */
-  async #follow(seat: Seat, run: Run): Promise<Outcome | null> {
-    const { broker, clock, keyring, mayGoOn } = this.#deps
+  async #follow(course: Course): Promise<Outcome | null> {
+    const { run } = course
+    this.#run = run
+    this.#course = course
+    if (this.#aborted) run.abort(this.#aborted)
     try {
-      for (;;) {
-        const progress = await run.advance()
-        if (progress.type === 'returned') {
-          await seat.close()
-          return this.#succeeded(progress.value)
-        }
-        if (progress.type === 'threw') throw progress.error
-        if (await replay(broker, seat.parent, run.waiting(), clock.now())) continue
-        for await (const part of partsOf(seat.parent, run.waiting(), { now: clock.now(), keyring })) {
-          if (part.park) {
-            await seat.park()
-            if (this.#aborted) throw this.#aborted
-            this.#over = true
-            this.#keep(seat)
-            return { ...this.#lease(), ...part }
-          }
-          await seat.commit(() => ({ ...this.#lease(), ...part }))
-          if (!mayGoOn()) this.abort(new RunAborted('stopping', `The worker of task ${seat.claimed.id} stops.`))
-          if (this.#aborted) throw this.#aborted
-        }
+      const change = await course.advance()
+      if (change && !this.#aborted) return this.#park(course, change)
+      if (this.#aborted) throw this.#aborted
+      if (run.ended?.type === 'threw') throw run.ended.error
+      const { unawaited } = run
+      if (unawaited) {
+        const { kind, id } = this.claimed
+        const what = `The handler of ${kind} task ${id} returned without waiting for ${unawaited.name}, which was not started`
+        throw new PermanentError(`${what}: await it.`, { code: 'not_awaited' })
       }
+      return this.#succeeded(run.ended?.value)
     } catch (error) {
-      await seat.close()
       return this.#failed(error)
     }
   }
 
-  /** The seat of the parked run that this claim goes on with, or a new one. */
-  #takeSeat(envelope: Envelope): Seat {
-    const { claimed } = this
-    const kept = this.#seats.get(claimed.id)
-    if (kept) this.#seats.delete(claimed.id)
-    if (!kept?.fits(claimed)) return new Seat(this.#deps, claimed, envelope)
-    kept.resume(claimed)
-    return kept
-  }
-
-  #keep(seat: Seat): void {
-    this.#seats.set(seat.claimed.id, seat)
-    const [oldest] = this.#seats.keys()
-    if (this.#seats.size > MAX_PARKED && oldest !== undefined) this.#seats.delete(oldest)
+  #park(course: Course, change: CallOutcome): Outcome {
+    this.#over = true
+    this.#deps.kept.keep(course, this.#deps.clock.now())
+    return { ...this.#lease(), ...change }
   }
 
   #lease() {
@@ -268,11 +230,14 @@ class ClaimedRun implements Execution {
 
   #succeeded(value: unknown): Outcome {
     const { kind, id } = this.claimed
-    const parsed = this.#implementation?.contract.output.safeParse(value)
+    const contract = this.#implementation?.contract
+    const parsed = contract?.output.safeParse(value)
     if (!parsed?.success) {
       throw new PermanentError(`The result of ${kind} task ${id} does not fit its kind.`, { code: 'invalid_output' })
     }
-    return this.#end({ state: 'succeeded', statusCode: 200, result: parsed.data })
+    const result: unknown = parsed.data === undefined ? null : parsed.data
+    if (!contract?.json.output.isPlain) requireJson(result, `The result of ${kind} task ${id}`)
+    return this.#end({ state: 'succeeded', statusCode: 200, result })
   }
 
   #failed(error: unknown): Outcome | null {
@@ -287,9 +252,7 @@ class ClaimedRun implements Execution {
   #judged(error: unknown): Outcome | null {
     const code = this.#aborted?.code
     if (code === 'lease_lost' || code === 'cancelled') return null
-    const { id, kind, token } = this.claimed
-    const lease = { id, kind, token, parent: this.#envelope?.parent }
-    if (code === 'stopping') return { ...lease, type: 'release' }
+    if (code === 'stopping') return { ...this.#lease(), type: 'release' }
     const failure = judge(error)
     const contract = this.#implementation?.contract
     const rules = contract?.retry
@@ -298,18 +261,23 @@ class ClaimedRun implements Execution {
     if (!failure.permanent && rules && mayRetry(attempt, maxAttempts)) {
       const random = this.#deps.random()
       const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: failure.afterMs })
-      return { ...lease, type: 'retry', at: this.#deps.clock.now() + waitMs }
+      return { ...this.#lease(), type: 'retry', at: this.#deps.clock.now() + waitMs }
     }
     const secrets = contract && this.#payload !== undefined ? secretsIn(contract, this.#payload) : []
     const message = maskSecrets(failure.message, secrets)
     const { type, statusCode } = failure
-    return this.#end({ state: 'failed', statusCode, error: { type, message: message.slice(0, MAX_MESSAGE) } })
+    const resume = this.#aborted ? undefined : this.#course?.resumePoint(error)
+    return this.#end({ state: 'failed', statusCode, error: { type, message: message.slice(0, MAX_MESSAGE) }, resume })
   }
 
-  #end(how: Pick<Parameters<typeof buildRecord>[0], 'state' | 'statusCode' | 'result' | 'error'>): Outcome {
-    const { state, statusCode, result, error } = how
+  #end(
+    how: Pick<Parameters<typeof buildRecord>[0], 'state' | 'statusCode' | 'result' | 'error'> & {
+      resume?: ResumePoint | undefined
+    },
+  ): Outcome {
+    const { state, statusCode, result, error, resume } = how
     const { id, kind, token, attempt, startedAt } = this.claimed
-    const { calls, steps } = this.#seat?.parent ?? this.claimed
+    const { calls, steps } = this.#course?.history ?? this.claimed
     const finishedAt = this.#deps.clock.now()
     const envelope = this.#envelope ?? { task_id: id, payload: undefined }
     const contract = this.#implementation?.contract
@@ -325,6 +293,8 @@ class ClaimedRun implements Execution {
       attempt,
       calls,
       steps,
+      order: this.#course?.order.text ?? this.claimed.order,
+      resume,
       startedAt,
       finishedAt,
     })
@@ -370,31 +340,30 @@ async function unsealed(contract: Contract, envelope: Envelope, keyring: Keyring
     const what = `${contract.kind} task ${id} has sealed secrets, and this worker has no key`
     throw new PermanentError(`${what}: set TASKER_SECRET or TASKER_SECRET_FILE.`, { code: 'no_secret' })
   }
-  return parsePayload(contract, keyring ? await openPayload(keyring, contract, id, payload) : payload)
+  return keyring ? openPayload(keyring, contract, id, payload) : payload
 }
 
-/** What was thrown, in words. A handler may throw anything: what has no text, or an error whose message is none. */
-function textOf(thrown: unknown): string {
+function requireJson(value: unknown, what: string): void {
   try {
-    const said: unknown = thrown instanceof Error ? thrown.message : thrown
-    return typeof said === 'string' ? said : (JSON.stringify(said) ?? String(said))
-  } catch {
-    return 'The handler threw something that has no text.'
+    toJson(value, what)
+  } catch (error) {
+    throw new PermanentError(textOf(error), { code: 'invalid_output' })
   }
 }
 
 /** What an error says of the task: whether it may be tried again, when at the earliest, and what to tell. */
 function judge(error: unknown) {
   const message = textOf(error)
-  const known = { type: error instanceof TaskerError ? error.code : 'error', message, afterMs: null as number | null }
+  const type = error instanceof TaskerError ? String(error.code) : 'error'
+  const known = { type, message, statusCode: 500, afterMs: null as number | null, permanent: false }
   if (error instanceof InvalidInput) {
     const details = error.issues.map((issue) => `${issue.path}: ${issue.message}`).join('; ')
     return { ...known, message: `${message} ${details}`, statusCode: 422, permanent: true }
   }
   if (error instanceof PermanentError || error instanceof ChildFailed)
-    return { ...known, statusCode: error.statusCode, permanent: true }
+    return { ...known, statusCode: statusCodeOf(error.statusCode), permanent: true }
   if (error instanceof RetryLater)
-    return { ...known, statusCode: error.statusCode, afterMs: error.afterMs, permanent: false }
-  if (error instanceof RunAborted) return { ...known, statusCode: 504, permanent: false }
-  return { ...known, statusCode: 500, permanent: false }
+    return { ...known, statusCode: statusCodeOf(error.statusCode), afterMs: error.afterMs }
+  if (error instanceof RunAborted) return { ...known, statusCode: 504 }
+  return known
 }

@@ -1,252 +1,368 @@
-import type { Broker, CallOutcome, NewTask } from '#shared/broker/broker.ts'
+import type { Broker, CallOutcome, NewTask, Stored } from '#shared/broker/broker.ts'
 import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
-import { redact } from '#shared/task/define.ts'
-import { ChildFailed, PermanentError } from '#shared/task/errors.ts'
+import type { Slices } from '#shared/runtime/slices.ts'
+import { fromStored } from '#shared/task/define.ts'
+import { ChildFailed, HistoryMismatch, PermanentError } from '#shared/task/errors.ts'
 import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
-import {
-  childId,
-  type Envelope,
-  encodeEnvelope,
-  type FinalRecord,
-  finalState,
-  type Priority,
-} from '#shared/task/task.ts'
-import { type CallGroup, mismatch, type Sleep } from './run.ts'
+import { childId, type FinalRecord, finalState, type ParentRef, type Priority } from '#shared/task/task.ts'
+import type { Thrown } from '#shared/task/thrown.ts'
+import type { CallEntry, Entry, Result, SleepEntry, StepEntry } from './entries.ts'
+import type { Order } from './order.ts'
 
 /** A fan-out goes to the store in parts of so many children or characters, so that no call grows over about half a megabyte. */
 const PART_TASKS = 500
 const PART_CHARS = 400_000
 
-/** Results and payloads of more bytes fail their task: they would not pass the limits of stores and of readers. */
-const MAX_TEXT_BYTES = 1_048_576
+/** Entries that one read asks for; the store stops at about a megabyte. */
+const READ_ENTRIES = 4_000
 
-/** @throws PermanentError when the text is longer than `MAX_TEXT_BYTES`; `what` says whose it is. */
-export function limitSize(text: string, what: () => string): void {
-  if (text.length * 3 <= MAX_TEXT_BYTES || new TextEncoder().encode(text).length <= MAX_TEXT_BYTES) return
-  throw new PermanentError(
-    `${what()} is larger than ${MAX_TEXT_BYTES} bytes: store it elsewhere, and hand on where it is.`,
-    {
-      code: 'too_large',
-    },
-  )
-}
-
-/** The parent as its history needs it. */
+/** The task whose history it is. */
 export interface Parent {
   readonly id: string
   readonly kind: string
   readonly priority: Priority
   readonly traceparent: string | undefined
+}
+
+export interface HistoryDeps {
+  readonly broker: Pick<Broker, 'get'>
+  readonly keyring: Keyring | null
+  readonly slices: Slices
+  readonly now: () => number
+  /** Called before each read. @throws when the run may ask no more. */
+  readonly mayRead: () => void
+}
+
+/** What the store keeps of one run: results of children, steps and sleeps, by number. Fills in what entries wait for, and writes what a run has to say. */
+export class History {
+  readonly parent: Parent
   /** Length of the history when this run began. What comes after it was called by this very run, and cannot be another call. */
   readonly before: number
   /** Length of the history in the store, and the steps and sleeps in it. */
   calls: number
   steps: number
-}
+  readonly #deps: HistoryDeps
+  /** Read before anybody asked. */
+  readonly #ahead = new Map<number, Stored>()
+  /** What is to be written with the next change. */
+  #records: { id: string; record: string }[] = []
+  /** Characters that a run has been given and has called with: about what it holds in memory. */
+  chars = 0
 
-/**
- * Fills in what the store knows of the entries a run waits for, and lets the handler go on with those that are complete. Returns whether any is. An
- * entry that is not the one of an earlier run ends the task with `HistoryMismatch`.
- */
-export async function replay(
-  broker: Broker,
-  parent: Parent,
-  waiting: readonly (CallGroup | Sleep)[],
-  now: number,
-): Promise<boolean> {
-  let went = false
-  for (const entry of waiting) {
+  constructor(parent: Parent, length: { calls: number; steps: number }, deps: HistoryDeps) {
+    this.parent = parent
+    this.before = length.calls
+    this.calls = length.calls
+    this.steps = length.steps
+    this.#deps = deps
+  }
+
+  /**
+   * Fills in what the store knows of entries: of those that it was not asked for, and `again` of children that had not ended. An entry that is not
+   * the one of an earlier run ends the task.
+   *
+   * @throws HistoryMismatch naming the call.
+   */
+  async look(open: Iterable<Entry>, again: boolean): Promise<void> {
+    const numbers: number[] = []
+    const owners: Entry[] = []
+    for (const entry of open) {
+      const isNew = !entry.isLooked
+      if (!isNew && !(again && entry.type === 'call' && entry.left > 0 && !entry.failure)) continue
+      entry.isLooked = true
+      if (entry.type === 'call' && isNew) await this.#prepare(entry)
+      for (let i = 0; i < entry.size; i++) {
+        const n = entry.first + i
+        if (entry.type === 'call' && entry.results[i] !== undefined) continue
+        if (n >= this.calls) {
+          if (entry.type === 'call' && isNew) entry.missing.push(i)
+          continue
+        }
+        const known = this.#ahead.get(n)
+        if (known) {
+          this.#ahead.delete(n)
+          this.#fill(entry, n, known)
+          continue
+        }
+        numbers.push(n)
+        owners.push(entry)
+      }
+    }
+    if (numbers.length > 0) await this.#read(numbers, owners)
+  }
+
+  async #prepare(entry: CallEntry): Promise<void> {
+    while (!entry.prepare(performance.now() + 8)) await this.#deps.slices.turn()
+  }
+
+  async #read(numbers: number[], owners: Entry[]): Promise<void> {
+    const { broker, slices, mayRead } = this.#deps
+    const load = (from: number) => {
+      mayRead()
+      const asked = numbers.slice(from, from + READ_ENTRIES)
+      // What follows is likely to be asked for next.
+      const last = asked.at(-1) ?? 0
+      for (let n = last + 1; n < this.before && asked.length < READ_ENTRIES && numbers.length < READ_ENTRIES; n++) {
+        asked.push(n)
+      }
+      const stored = broker.get(
+        asked.map((n) => childId(this.parent.id, n)),
+        { some: true },
+      )
+      // Nobody awaits it when the part before it fails the task.
+      stored.catch(() => undefined)
+      return { asked, stored }
+    }
+    let from = 0
+    let next: ReturnType<typeof load> | null = load(0)
+    while (next) {
+      const { asked } = next
+      const stored: (Stored | null)[] = await next.stored
+      const wanted = Math.min(stored.length, numbers.length - from)
+      // The next part is on its way while this one is read.
+      next = from + wanted < numbers.length ? load(from + wanted) : null
+      for (let i = 0; i < wanted; i++) {
+        const owner = owners[from + i]
+        if (owner) this.#fill(owner, numbers[from + i] ?? 0, stored[i] ?? null)
+        if (slices.isOver()) await slices.turn()
+      }
+      if (this.#ahead.size > READ_ENTRIES) this.#ahead.clear()
+      for (let i = wanted; i < stored.length; i++) {
+        const one = stored[i]
+        if (one?.record) this.#ahead.set(asked[i] ?? 0, one)
+      }
+      from += wanted
+    }
+  }
+
+  #fill(entry: Entry, n: number, stored: Stored | null): void {
+    const { failure } = entry
+    if (stored === null) {
+      if (entry.type === 'call' && !failure) entry.missing.push(n - entry.first)
+      return
+    }
+    this.chars += (stored.record ?? '').length
+    if (stored.live) {
+      if (entry.type !== 'call' || failure) throw this.#mismatch(n, `a call of ${stored.live.kind}`, entry.label)
+      this.#live(entry, n, stored.live.envelope)
+      return
+    }
+    const record = readRecord(stored.record)
+    if (record?.step !== undefined || entry.type !== 'call') this.#own(entry, n, record)
+    else entry.end(n - entry.first, this.#resultOf(entry, n, record), record?.finished_at ?? this.#deps.now())
+  }
+
+  #live(entry: CallEntry, n: number, envelope: string): void {
+    if (n >= this.before) return
+    const read = readEnvelope(envelope)
+    this.#sameCall(entry, n, read ?? {})
+    entry.group = read?.parent?.group
+  }
+
+  /** An entry that is no task: a step, a sleep, or a call that was refused. */
+  #own(entry: Entry, n: number, record: FinalRecord | null): void {
+    const isFailure = record?.status === 'failed'
+    if (record?.step !== entry.label || (entry.type === 'call' && !isFailure)) {
+      throw this.#mismatch(n, record?.step === undefined ? 'a call' : `step "${record.step}"`, entry.label)
+    }
     if (entry.type === 'sleep') {
-      if (!entry.stored && entry.first < parent.calls) {
-        const text = await loadStep(broker, parent, entry.first, 'sleep')
-        if (text !== null) Object.assign(entry, { until: Number(text), stored: true })
+      entry.until = Number(record.result)
+      return
+    }
+    if (isFailure) entry.failure = { ...(record.error as Thrown), status_code: record.status_code }
+    else if (entry.type === 'step') entry.json = record.result
+    if (entry.type === 'step') entry.state = 'ended'
+    entry.isRecorded = true
+    entry.completedAt = record.finished_at ?? 0
+  }
+
+  #resultOf(entry: CallEntry, n: number, record: FinalRecord | null): Result {
+    const { contract } = entry
+    const taskId = childId(this.parent.id, n)
+    const failed = (statusCode: number, type: string, message: string) => ({
+      error: new ChildFailed({ taskId, kind: contract.kind, statusCode, type, message }),
+    })
+    if (!record) return failed(500, 'bad_record', `The final record of ${contract.kind} task ${taskId} is unreadable.`)
+    this.#sameCall(entry, n, record)
+    if (finalState(record) !== 'succeeded') {
+      return failed(record.status_code, record.error?.type ?? 'failed', record.error?.message ?? record.result)
+    }
+    const result = decodeResult(record)
+    // Ours was parsed when it was made. A foreign one says nothing of its content: its text is taken as it is where that fits the kind's result, else as JSON.
+    if (record.attempt !== undefined) return { value: fromStored(contract.json.output, result) }
+    for (const value of [result, decodeResult({ ...record, content_type: 'application/json' })]) {
+      const parsed = contract.output.safeParse(value)
+      if (parsed.success) return { value: parsed.data }
+    }
+    return failed(500, 'invalid_output', `The result of ${contract.kind} task ${taskId} does not fit its kind.`)
+  }
+
+  /** A foreign record says neither kind nor payload: there is nothing to compare. */
+  #sameCall(entry: CallEntry, n: number, before: { kind?: string; payload?: unknown; given?: string }): void {
+    if (n >= this.before) return
+    const { kind, payload } = before
+    const { contract } = entry
+    if (kind !== undefined && kind !== contract.kind) throw this.#mismatch(n, `a call of ${kind}`, entry.label)
+    if (payload === undefined || entry.isSamePayload(n - entry.first, before)) return
+    throw this.#mismatch(n, `a ${entry.label} with another payload`, `${entry.label} with this one`)
+  }
+
+  #mismatch(n: number, before: string, now: string): HistoryMismatch {
+    return mismatch(this.parent, n, before, now)
+  }
+
+  /** Keeps the result of a step, or the failure of an entry that the handler goes on from, for the next change. */
+  keep(entry: StepEntry | CallEntry, finishedAt: number | null): void {
+    const { failure, first } = entry
+    const record: FinalRecord = failure
+      ? { result: failure.message, status_code: failure.status_code, status: 'failed', error: failure }
+      : { result: (entry.type === 'step' && entry.json) || 'null', status_code: 200, content_type: 'application/json' }
+    if (finishedAt !== null) record.finished_at = finishedAt
+    this.#add(first, { ...record, step: entry.label })
+  }
+
+  /** Sets the end of a new sleep, and keeps it for the next change. */
+  begin(sleep: SleepEntry): void {
+    if (sleep.until !== null) return
+    sleep.until = this.#deps.now() + sleep.ms
+    const record = { result: String(sleep.until), status_code: 200, content_type: 'application/json' }
+    this.#add(sleep.first, { ...record, step: sleep.label })
+  }
+
+  #add(n: number, record: FinalRecord): void {
+    this.#records.push({ id: childId(this.parent.id, n), record: JSON.stringify(record) })
+    this.calls = Math.max(this.calls, n + 1)
+    this.steps++
+  }
+
+  /** Whether anything is kept that the store does not have. */
+  get hasRecords(): boolean {
+    return this.#records.length > 0
+  }
+
+  /**
+   * What the run has to say, in parts, each an outcome: records, and missing children in the order of their numbers. There is always a last one, and only
+   * that one parks.
+   */
+  async *parts(open: ReadonlyMap<number, Entry>, order: Order, park: boolean): AsyncGenerator<CallOutcome> {
+    const part = (children: NewTask[], isLast: boolean): CallOutcome => {
+      const records = this.#records.splice(0, isLast ? this.#records.length : PART_TASKS)
+      const { calls, steps } = this
+      const isPark = park && isLast
+      return {
+        type: 'call',
+        children,
+        records,
+        calls,
+        steps,
+        order: order.text,
+        park: isPark,
+        wakeAt: isPark ? earliestOf(open) : null,
+        awaits: isPark ? awaitsOf(open) : null,
       }
-      if (entry.until === null || entry.until > now) continue
-      entry.settle()
-      went = true
-    } else if (await replayGroup(broker, parent, entry)) {
-      entry.settle()
-      went = true
+    }
+    while (this.#records.length > PART_TASKS || charsOf(this.#records) > PART_CHARS) yield part([], false)
+    let children: NewTask[] = []
+    let chars = 0
+    for (const entry of open.values()) {
+      if (entry.type !== 'call' || entry.isSent || entry.failure) continue
+      const envelopeOf = this.#envelopes(entry)
+      entry.missing.sort((a, b) => a - b)
+      for (const i of entry.missing) {
+        const child = await envelopeOf(i)
+        if (children.length >= PART_TASKS || (children.length > 0 && chars + child.envelope.length > PART_CHARS)) {
+          yield part(children, false)
+          children = []
+          chars = 0
+        }
+        children.push(child)
+        chars += child.envelope.length
+        this.chars += child.envelope.length
+        this.calls = Math.max(this.calls, entry.first + i + 1)
+      }
+      entry.missing = []
+      entry.isSent = true
+    }
+    yield part(children, true)
+  }
+
+  /** Makes the children of one entry. What they share is written once. */
+  #envelopes(entry: CallEntry): (i: number) => NewTask | Promise<NewTask> {
+    const { contract, options, first } = entry
+    const { parent } = this
+    const priority = options.priority ?? parent.priority
+    const group = entry.group ?? undefined
+    const ref: ParentRef = { id: parent.id, kind: parent.kind, ...(group === undefined ? {} : { group }) }
+    const rest = JSON.stringify({
+      created_at: this.#deps.now(),
+      ...(priority === 'normal' ? {} : { priority }),
+      ...(options.maxAttempts === undefined ? {} : { max_attempts: options.maxAttempts }),
+      parent: ref,
+      ...(parent.traceparent === undefined ? {} : { traceparent: parent.traceparent }),
+    }).slice(1)
+    const begin = `{"task_id":${JSON.stringify(parent.id).slice(0, -1)}.`
+    const middle = `","v":1,"kind":"${contract.kind}","payload":`
+    const make = (i: number, text: string, given: string | undefined): NewTask => {
+      const digest = given === undefined ? '' : `"given":"${given}",`
+      const envelope = `${begin}${first + i}${middle}${text},${digest}${rest}`
+      return { id: childId(parent.id, first + i), kind: contract.kind, priority, parent: ref, envelope }
+    }
+    if (contract.secrets.length > 0) return (i) => this.#sealed(entry, i, make)
+    return (i) => {
+      const { text, given } = entry.payloadOf(i)
+      return make(i, text, given)
     }
   }
-  return went
-}
 
-async function replayGroup(broker: Broker, parent: Parent, group: CallGroup): Promise<boolean> {
-  const open: number[] = []
-  group.payloads.forEach((_, i) => {
-    if (group.results[i] === undefined) open.push(i)
-  })
-  const known = open.filter((i) => group.first + i < parent.calls)
-  const missing = open.slice(known.length)
-  const load = (from: number) => {
-    const part = known.slice(from, from + PART_TASKS)
-    const stored = broker.get(part.map((i) => childId(parent.id, group.first + i)))
-    // Nobody awaits it when the part before it fails the task.
-    stored.catch(() => undefined)
-    return { part, stored }
-  }
-  // The next part is on its way while this one is read.
-  let next = known.length > 0 ? load(0) : null
-  for (let from = PART_TASKS; next; from += PART_TASKS) {
-    const { part } = next
-    const stored = await next.stored
-    next = from < known.length ? load(from) : null
-    part.forEach((i, at) => {
-      const child = stored[at]
-      if (child?.record) group.results[i] = resultOf(parent, group, i, child.record)
-      else if (child?.live) sameCall(parent, group, i, readEnvelope(child.live.envelope) ?? {})
-      else missing.push(i)
-    })
-  }
-  group.missing = missing.sort((a, b) => a - b)
-  return missing.length === 0 && known.every((i) => group.results[i] !== undefined)
-}
-
-function resultOf(parent: Parent, group: CallGroup, i: number, text: string): { value: unknown } | { error: Error } {
-  const n = group.first + i
-  const taskId = childId(parent.id, n)
-  const { contract } = group
-  const failure = (statusCode: number, type: string, message: string) => ({
-    error: new ChildFailed({ taskId, kind: contract.kind, statusCode, type, message }),
-  })
-  const record = readRecord(text)
-  if (!record) return failure(500, 'bad_record', `The final record of ${contract.kind} task ${taskId} is unreadable.`)
-  sameCall(parent, group, i, record)
-  if (finalState(record) !== 'succeeded') {
-    return failure(record.status_code, record.error?.type ?? 'failed', record.error?.message ?? record.result)
-  }
-  const parsed = contract.output.safeParse(decodeResult(record))
-  if (parsed.success) return { value: parsed.data }
-  // A foreign worker says nothing of the content: its text is taken as it is where that fits the kind's result, else as JSON.
-  const asJson = contract.output.safeParse(decodeResult({ ...record, content_type: 'application/json' }))
-  if (asJson.success) return { value: asJson.data }
-  return failure(500, 'invalid_output', `The result of ${contract.kind} task ${taskId} does not fit its kind.`)
-}
-
-/** A foreign record says neither kind nor payload: there is nothing to compare. */
-function sameCall(
-  parent: Parent,
-  group: CallGroup,
-  i: number,
-  before: { kind?: string; step?: string; payload?: unknown },
-): void {
-  if (group.first + i >= parent.before) return
-  const was = callBefore(group, i, before)
-  if (was === null) return
-  throw mismatch(parent, group.first + i, was, `${group.contract.kind} with payload #${i} of its group`)
-}
-
-/** What the call was, when it was another one. */
-function callBefore(
-  { contract, payloads }: CallGroup,
-  i: number,
-  { kind, step, payload }: { kind?: string; step?: string; payload?: unknown },
-): string | null {
-  if (step !== undefined) return `step "${step}"`
-  if (kind !== undefined && kind !== contract.kind) return kind
-  if (payload === undefined) return null
-  const shown = (value: unknown) => JSON.stringify(redact(contract, value))
-  return shown(payload) === shown(payloads[i]) ? null : `${kind} with another payload`
-}
-
-/** The recorded result of a step or sleep as JSON, or null when it has none yet. */
-export async function loadStep(broker: Broker, parent: Parent, n: number, name: string): Promise<string | null> {
-  if (n >= parent.calls) return null
-  const [stored] = await broker.get([childId(parent.id, n)])
-  if (!stored) return null
-  const before = stored.record === null ? null : readRecord(stored.record)
-  if (before?.step === name) return before.result
-  throw mismatch(parent, n, before?.step === undefined ? 'a call' : `step "${before.step}"`, `step "${name}"`)
-}
-
-/** The history's record of a step or sleep. */
-export function stepRecord(parent: Parent, n: number, name: string, json: string) {
-  const record: FinalRecord = { result: json, status_code: 200, content_type: 'application/json', step: name }
-  return { id: childId(parent.id, n), record: JSON.stringify(record) }
-}
-
-/**
- * What a stuck run asks of the store, in parts, each an outcome: new sleeps and missing children in the order of their numbers. Only the last one
- * parks; there is always one.
- */
-export async function* partsOf(
-  parent: Parent,
-  waiting: readonly (CallGroup | Sleep)[],
-  deps: { now: number; keyring: Keyring | null },
-): AsyncGenerator<CallOutcome> {
-  let children: NewTask[] = []
-  let chars = 0
-  const sleeps = waiting.filter((entry): entry is Sleep => entry.type === 'sleep')
-  const records = sleeps
-    .filter((sleep) => !sleep.stored)
-    .map((sleep) => {
-      sleep.until ??= deps.now + sleep.ms
-      sleep.stored = true
-      parent.calls = Math.max(parent.calls, sleep.first + 1)
-      parent.steps++
-      return stepRecord(parent, sleep.first, 'sleep', String(sleep.until))
-    })
-  const part = (park: boolean): CallOutcome => ({
-    type: 'call',
-    ...{ children, records: records.splice(0, PART_TASKS), calls: parent.calls, steps: parent.steps, park },
-    wakeAt: park && sleeps.length > 0 ? Math.min(...sleeps.map((sleep) => sleep.until ?? deps.now)) : null,
-  })
-  while (records.length > PART_TASKS) yield part(false)
-  for (const group of waiting) {
-    if (group.type !== 'call') continue
-    for (const i of group.missing) {
-      const { contract, payloads } = group
-      const hasSecrets = contract.secrets.length > 0
-      const payload = hasSecrets ? await sealed(parent, group, i, deps.keyring) : payloads[i]
-      const child = newChild(parent, group, i, payload, deps.now)
-      if (children.length >= PART_TASKS || (children.length > 0 && chars + child.envelope.length > PART_CHARS)) {
-        yield part(false)
-        children = []
-        chars = 0
-      }
-      children.push(child)
-      chars += child.envelope.length
-      parent.calls = Math.max(parent.calls, group.first + i + 1)
+  async #sealed(
+    entry: CallEntry,
+    i: number,
+    make: (i: number, text: string, given: string | undefined) => NewTask,
+  ): Promise<NewTask> {
+    const { keyring } = this.#deps
+    const { contract } = entry
+    const id = childId(this.parent.id, entry.first + i)
+    if (!keyring) {
+      const what = `This worker cannot call ${contract.kind} for task ${id}: it has no key to seal secrets with.`
+      throw new PermanentError(`${what} Set TASKER_SECRET or TASKER_SECRET_FILE.`, { code: 'no_secret' })
     }
-    group.missing = []
+    const { text, given } = entry.payloadOf(i)
+    return make(i, JSON.stringify(await sealPayload(keyring, contract, id, JSON.parse(text))), given)
   }
-  yield part(true)
 }
 
-function newChild(
-  parent: Parent,
-  { contract: { kind }, first, options }: CallGroup,
-  i: number,
-  payload: unknown,
-  createdAt: number,
-): NewTask {
-  const id = childId(parent.id, first + i)
-  const ref = { id: parent.id, kind: parent.kind }
-  const priority = options.priority ?? parent.priority
-  // Field by field: a fan-out does this for every child.
-  const envelope: Envelope = { task_id: id, kind, payload, created_at: createdAt }
-  if (priority !== 'normal') envelope.priority = priority
-  if (options.maxAttempts !== undefined) envelope.max_attempts = options.maxAttempts
-  envelope.parent = ref
-  if (parent.traceparent !== undefined) envelope.traceparent = parent.traceparent
-  const text = encodeEnvelope(envelope)
-  limitSize(text, () => `The payload of ${kind} task ${id}`)
-  return { id, kind, priority, parent: ref, envelope: text }
+/** When the first of the open sleeps is over; null where there is none. */
+export function earliestOf(open: ReadonlyMap<number, Entry>): number | null {
+  let earliest: number | null = null
+  for (const entry of open.values()) {
+    if (entry.type !== 'sleep' || entry.until === null || entry.completedAt !== null) continue
+    earliest = Math.min(earliest ?? entry.until, entry.until)
+  }
+  return earliest
 }
 
-async function sealed(
-  parent: Parent,
-  { contract, first, payloads }: CallGroup,
-  i: number,
-  keyring: Keyring | null,
-): Promise<unknown> {
-  const id = childId(parent.id, first + i)
-  if (!keyring) {
-    throw new PermanentError(
-      `This worker cannot call ${contract.kind} for task ${id}: it has no key to seal secrets with. Set TASKER_SECRET or TASKER_SECRET_FILE.`,
-      { code: 'no_secret' },
-    )
+/** What a run awaits in the terms of the store; null when it is one call or map alone. */
+function awaitsOf(open: ReadonlyMap<number, Entry>): CallOutcome['awaits'] {
+  const [only] = open.values()
+  if (open.size === 1 && only?.type === 'call' && only.group === undefined) return null
+  let alone = 0
+  const groups: number[] = []
+  for (const entry of open.values()) {
+    if (entry.type !== 'call' || entry.completedAt !== null) continue
+    if (typeof entry.group === 'number') groups.push(entry.group)
+    else alone += entry.left
   }
-  return sealPayload(keyring, contract, id, payloads[i])
+  return { alone, groups }
+}
+
+function charsOf(records: readonly { record: string }[]): number {
+  return records.reduce((sum, { record }) => sum + record.length, 0)
+}
+
+/** The error for a call that is not the one of the run before. */
+export function mismatch(task: { id: string; kind: string }, n: number, before: string, now: string): HistoryMismatch {
+  return new HistoryMismatch(
+    `Call ${n} of ${task.kind} task ${task.id} was ${before} in an earlier run, and is ${now} now (${childId(task.id, n)}). ` +
+      'A handler must make the same calls in the same order each time: keep time, randomness and other side effects in ctx.step.',
+  )
 }

@@ -3,7 +3,7 @@ import type { Broker } from '#shared/broker/broker.ts'
 import { sweepOnce } from '#shared/broker/expire.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
-import { RunAborted } from '#shared/task/errors.ts'
+import { RunAborted, StoreUnavailable } from '#shared/task/errors.ts'
 import type { Execution } from './execute.ts'
 
 export interface HousekeepingDeps {
@@ -11,7 +11,9 @@ export interface HousekeepingDeps {
   readonly clock: Clock
   readonly log: Log
   /** Tasks that are held, by their id. */
-  readonly held: ReadonlyMap<string, Execution>
+  readonly held: ReadonlyMap<string, Pick<Execution, 'claimed' | 'timeoutAt' | 'abort' | 'progress'>>
+  /** Forgets what need not be kept. */
+  readonly tidy: () => void
 }
 
 /** How often running tasks are checked for their time limits. */
@@ -44,17 +46,19 @@ export async function keepLeases(deps: HousekeepingDeps, leaseMs: number, signal
         if (reason && held.get(id) === execution) execution.abort(reason)
       }
     } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error
       log.warn('Leases could not be extended', { reason: messageOf(error) })
     }
   }
 }
 
-/** Aborts runs whose time is up, until the signal aborts. */
-export async function keepTimeLimits({ clock, held }: HousekeepingDeps, signal: AbortSignal): Promise<void> {
+/** Aborts runs whose time is up, and tidies up, until the signal aborts. */
+export async function keepTimeLimits({ clock, held, tidy }: HousekeepingDeps, signal: AbortSignal): Promise<void> {
   for (;;) {
     await clock.sleep(TICK_MS, signal)
     if (signal.aborted) return
     const now = clock.now()
+    tidy()
     for (const execution of held.values()) {
       const { timeoutAt, claimed } = execution
       if (timeoutAt > now) continue
@@ -77,6 +81,7 @@ export async function keepSwept(deps: HousekeepingDeps, everyMs: number, signal:
       const { expired, adopted } = await sweepOnce({ broker, contracts: {}, now: clock.now }, SWEEP_LIMIT)
       behind = Math.max(expired, adopted) >= SWEEP_LIMIT
     } catch (error) {
+      if (!(error instanceof StoreUnavailable)) throw error
       log.warn('The sweep failed', { reason: messageOf(error) })
     }
   }

@@ -1,107 +1,128 @@
 import { nextTurn } from '#shared/runtime/clock.ts'
-import { type Contract, parsePayload, type ResultOf } from '#shared/task/define.ts'
-import { HistoryMismatch, PermanentError, type RunAborted } from '#shared/task/errors.ts'
-import { childId } from '#shared/task/task.ts'
+import type { Contract, ResultOf } from '#shared/task/define.ts'
+import { PermanentError, type RunAborted } from '#shared/task/errors.ts'
+import { CallEntry, type Entry, SleepEntry, StepEntry } from './entries.ts'
 import type { CallOptions, Context, Implementation } from './implement.ts'
 
-/** A hundred years: later is no time that every store and language can hold. */
-const MAX_SLEEP_MS = 100 * 365 * 86_400_000
+/** How a handler ended. */
+export type End = { type: 'returned'; value: unknown } | { type: 'threw'; error: unknown }
 
-/** How far a run came: its handler ended, or it waits for entries of its history that are not there yet. */
-export type Progress = { type: 'returned'; value: unknown } | { type: 'threw'; error: unknown } | { type: 'stuck' }
-
-/** Children called together: `ctx.call` is a group of one. Child i has number `first + i`. */
-export interface CallGroup {
-  readonly type: 'call'
-  readonly first: number
-  readonly contract: Contract
-  readonly payloads: readonly unknown[]
-  readonly options: CallOptions
-  /** By child; a hole where it has not ended. */
-  readonly results: ({ value: unknown } | { error: Error } | undefined)[]
-  /** Children, by index, that the store does not know yet. */
-  missing: readonly number[]
-  settle(): void
-}
-
-/** A durable sleep; `until` in ms since the epoch, null before it is known. */
-export interface Sleep {
-  readonly type: 'sleep'
-  readonly first: number
-  readonly ms: number
-  until: number | null
-  stored: boolean
-  settle(): void
-}
-
-/** What a run needs of the outside while its handler is running. */
-export interface RunPorts {
-  /** The recorded result of step number n as JSON, or null when it has none. */
-  loadStep(n: number, name: string): Promise<string | null>
-  /** Records a step; rejects when the task is no longer ours. */
-  storeStep(n: number, name: string, json: string): Promise<void>
-  emit(chunk: string): void
+/** A turn of the event loop in which a handler was started, or something was delivered to it: what it does then follows from its history alone. */
+export interface Turn {
+  isOver: boolean
 }
 
 /**
- * One run of a handler, from its start or from history, until it ends or is parked. A parked run that is kept in memory goes on in place when its
- * task is claimed again: nothing but speed depends on that. A class for speed: most runs use nothing of their context, and then nothing is made for them.
+ * The handler's side of one run: it numbers what the handler calls, sleeps and steps, and delivers what has completed, one at a time. What a
+ * handler does is then a function of the order of the deliveries. A class for speed: most runs use nothing of their context, and then nothing is made for them.
  */
 export class Run {
-  readonly #ports: RunPorts
-  readonly #open: (CallGroup | Sleep)[] = []
+  readonly task: { readonly id: string; readonly kind: string; readonly attempt: number }
+  readonly #emit: (chunk: string) => void
+  readonly #known: number
+  #turn: Turn
+  #open: Map<number, Entry> | undefined
+  #made: Entry[] = []
   #next = 0
-  #steps = 0
-  #checking = false
   #controller: AbortController | undefined
   #aborted: RunAborted | undefined
-  #wakeUp: ((progress: Progress) => void) | undefined
+  #isStarting = false
+  #checking = false
+  #wakeUp: (() => void) | undefined
   /** How the handler ended, when it has; at once for one that awaits nothing. */
-  finished: Progress | undefined
+  ended: End | undefined
+  /** Whether it ended before it came to rest after the last delivery. */
+  hasEndedAtOnce = false
   /** What the handler told of its progress. */
   progress: { done: number; total: number } | undefined
+  /** Called when the handler ends. */
+  onEnd: () => void = () => undefined
 
   /** Starts the handler. */
   constructor(
     implementation: Implementation,
     task: { id: string; attempt: number; payload: unknown },
-    ports: RunPorts,
+    deps: {
+      turn: Turn
+      /** Length of the history that earlier runs have made. */
+      known: number
+      emit: (chunk: string) => void
+    },
   ) {
-    this.#ports = ports
+    this.task = { id: task.id, kind: implementation.contract.kind, attempt: task.attempt }
+    this.#emit = deps.emit
+    this.#known = deps.known
+    this.#turn = deps.turn
     try {
-      const value = implementation.handler(task.payload, new RunContext(this, implementation.contract.kind, task))
-      if (!isThenable(value)) this.finished = { type: 'returned', value }
+      const value = implementation.handler(task.payload, new RunContext(this))
+      if (!isThenable(value)) this.ended = { type: 'returned', value }
       else {
         Promise.resolve(value).then(
-          (result) => this.#report({ type: 'returned', value: result }),
-          (error: unknown) => this.#report({ type: 'threw', error }),
+          (result) => this.#returned(result),
+          (error: unknown) => this.#end({ type: 'threw', error }),
         )
       }
     } catch (error) {
-      this.finished = { type: 'threw', error }
+      this.ended = { type: 'threw', error }
     }
   }
 
-  /** Waits until the handler has ended or can go no further by itself. */
-  advance(): Promise<Progress> {
-    if (this.finished) return Promise.resolve(this.finished)
+  /** Entries that were not delivered yet, in the order of their numbers. */
+  get open(): ReadonlyMap<number, Entry> {
+    this.#open ??= new Map()
+    return this.#open
+  }
+
+  /** Entries that were made since the last call of this, in the order of their numbers. */
+  takeMade(): Entry[] {
+    return this.#made.splice(0)
+  }
+
+  /** What was made in the turn in which the handler ended: nobody awaits it. */
+  get unawaited(): Entry | undefined {
+    return this.#made.find(({ type }) => type !== 'sleep')
+  }
+
+  /** How many numbers were given. */
+  get numbers(): number {
+    return this.#next
+  }
+
+  /** Whether the handler has asked for its signal: then it may be doing what only the signal can stop. */
+  get hasSignal(): boolean {
+    return this.#controller !== undefined
+  }
+
+  /** Resolves when the handler has ended, or has come to rest: a whole turn of the event loop has passed, and something of its history is open. */
+  rest(): Promise<void> {
+    if (this.ended) return Promise.resolve()
     return new Promise((resolve) => {
       this.#wakeUp = resolve
       this.#check()
     })
   }
 
-  /** What the run waits for, in the order of their numbers. */
-  waiting(): readonly (CallGroup | Sleep)[] {
-    return this.#open.toSorted((a, b) => a.first - b.first)
+  /** Completes an entry for the handler. */
+  deliver(entry: Entry): void {
+    this.#open?.delete(entry.first)
+    if (this.ended) return
+    this.#turn = { isOver: false }
+    entry.deliver()
   }
 
-  /** Aborts the signal; `advance` then gives the reason, and nothing that the handler awaits of its context ever resolves. */
+  /** Starts the effect of a step. What it calls of the context is refused. */
+  start(step: StepEntry, onEnd: (step: StepEntry) => void): void {
+    this.#isStarting = true
+    step.start(onEnd)
+    this.#isStarting = false
+  }
+
+  /** Aborts the signal, and ends the run with the reason: nothing that the handler awaits of its context ever resolves. */
   abort(reason: RunAborted): void {
     if (this.#aborted) return
     this.#aborted = reason
     this.#controller?.abort(reason)
-    this.#report({ type: 'threw', error: reason })
+    this.#end({ type: 'threw', error: reason })
   }
 
   get signal(): AbortSignal {
@@ -110,156 +131,176 @@ export class Run {
     return this.#controller.signal
   }
 
-  map<C extends Contract>(
-    contract: C,
-    payloads: readonly unknown[],
-    options: CallOptions = {},
-  ): Promise<ResultOf<C>[]> {
-    const parsed = payloads.map((payload) => parsePayload(contract, payload))
-    const first = this.#next
-    this.#next += parsed.length
-    if (parsed.length === 0) return Promise.resolve([])
-    return this.#enter<ResultOf<C>[]>((resolve, reject, leave) => ({
-      type: 'call',
-      ...{ first, contract, payloads: parsed, options },
-      results: new Array(parsed.length),
-      missing: parsed.map((_, i) => i),
-      settle() {
-        if (!leave()) return
-        const failed = this.results.find((result) => result && 'error' in result)
-        if (failed && 'error' in failed) return reject(failed.error)
-        resolve(this.results.map((result) => (result && 'value' in result ? result.value : undefined)) as ResultOf<C>[])
-      },
-    }))
+  call<C extends Contract>(contract: C, payloads: readonly unknown[], options: CallOptions, isSingle: boolean) {
+    if (!Array.isArray(payloads)) {
+      const message = `ctx.map takes a list of payloads, and was given ${typeof payloads}.`
+      return quiet(Promise.reject(new PermanentError(message, { code: 'bad_payloads' })))
+    }
+    if (payloads.length === 0) return Promise.resolve([])
+    const entry = new CallEntry({ first: this.#next, contract, payloads, options, isSingle, known: this.#known })
+    return this.#enter(entry)
   }
 
   sleep(ms: number): Promise<void> {
-    if (!Number.isFinite(ms)) {
-      const message = `ctx.sleep takes a number of milliseconds, and was given ${ms}.`
-      return Promise.reject(new PermanentError(message, { code: 'bad_sleep' }))
+    if (typeof ms !== 'number' || !Number.isFinite(ms)) {
+      const message = `ctx.sleep takes a number of milliseconds, and was given ${String(ms)}.`
+      return quiet(Promise.reject(new PermanentError(message, { code: 'bad_sleep' })))
     }
-    const first = this.#next++
-    return this.#enter<void>((resolve, _reject, leave) => ({
-      type: 'sleep',
-      ...{ first, ms: Math.round(Math.min(Math.max(ms, 0), MAX_SLEEP_MS)), until: null, stored: false },
-      settle() {
-        if (leave()) resolve()
-      },
-    }))
+    return this.#enter(new SleepEntry(this.#next, ms)) as Promise<void>
   }
 
-  async step<T>(name: string, effect: () => T | Promise<T>): Promise<T> {
-    const n = this.#next++
-    this.#steps++
-    try {
-      const known = await this.#ports.loadStep(n, name)
-      if (known !== null) return JSON.parse(known) as T
-      const json = JSON.stringify((await effect()) ?? null)
-      await this.#ports.storeStep(n, name, json)
-      return JSON.parse(json) as T
-    } finally {
-      this.#steps--
-      this.#check()
+  step(name: unknown, effect: unknown): Promise<unknown> {
+    if (typeof name !== 'string' || name === '' || name.length > 200 || typeof effect !== 'function') {
+      const message = 'ctx.step takes a name of 1 to 200 characters and a function.'
+      return quiet(Promise.reject(new PermanentError(message, { code: 'bad_step' })))
     }
+    return this.#enter(new StepEntry(this.#next, name, effect as () => unknown))
   }
 
-  emit(chunk: string): void {
-    this.#ports.emit(chunk)
+  /** Ignored once the run is over: timers of a handler may live on for a while. */
+  tellProgress(done: unknown, total: unknown): void {
+    if (this.ended) return
+    const isCount = (value: unknown) => typeof value === 'number' && Number.isFinite(value) && value >= 0
+    if (!isCount(done) || !isCount(total)) {
+      const given = `${textOfValue(done)} and ${textOfValue(total)}`
+      throw new PermanentError(`ctx.progress takes two numbers of at least 0, and was given ${given}.`, {
+        code: 'bad_progress',
+      })
+    }
+    this.progress = { done: Number(done), total: Number(total) }
   }
 
-  /** Ends the present `advance`, if there is one. */
-  #report(result: Progress): void {
-    if (result.type !== 'stuck') this.finished ??= result
-    this.#wakeUp?.(this.finished ?? result)
+  emit(chunk: unknown): void {
+    if (this.ended) return
+    if (typeof chunk !== 'string') {
+      throw new PermanentError(`ctx.emit takes text, and was given ${typeof chunk}.`, { code: 'bad_chunk' })
+    }
+    this.#emit(chunk)
   }
 
-  /** The handler is stuck when a whole turn of the event loop has passed, something is awaited, and no step is running. */
+  #enter(entry: Entry): Promise<unknown> {
+    const refusal = this.#refusal(entry)
+    if (refusal) return quiet(Promise.reject(refusal))
+    this.#next += entry.size
+    this.#open ??= new Map()
+    this.#open.set(entry.first, entry)
+    this.#made.push(entry)
+    this.#check()
+    // A handler may await one call and never look at another one that failed.
+    return quiet(entry.promise)
+  }
+
+  /** Why an entry may not be made now. Where its place would not be certain, the run ends. */
+  #refusal(entry: Entry): Error | null {
+    const { id, kind } = this.task
+    if (this.ended) {
+      const message = `${entry.name} was made for ${kind} task ${id} when this run was over: await all calls before the handler returns, and keep no ctx for later.`
+      return new PermanentError(message, { code: 'run_over' })
+    }
+    if (this.#isStarting) {
+      const message = `${entry.name} of ${kind} task ${id} was made inside of a ctx.step. Make it beside the step: a step is for what ctx does not know.`
+      return this.#refuse(new PermanentError(message, { code: 'call_in_step' }))
+    }
+    if (!this.#turn.isOver || this.open.size === 0) return null
+    return this.#refuse(this.#outside(`${entry.name} of ${kind} task ${id} was made`))
+  }
+
+  #outside(what: string): PermanentError {
+    const [other] = this.open.values()
+    const message =
+      `${what} after a wait for something outside of ctx, or inside of a ctx.step, while ${other?.name} is open: ` +
+      'another run would do it at another moment. Put the outside wait into ctx.step, and make calls beside steps.'
+    return new PermanentError(message, { code: 'outside_wait' })
+  }
+
+  #refuse(error: PermanentError): PermanentError {
+    this.#end({ type: 'threw', error })
+    return error
+  }
+
+  #returned(value: unknown): void {
+    const { id, kind } = this.task
+    if (this.#turn.isOver && this.#open && this.#open.size > 0 && !this.ended) {
+      this.#refuse(this.#outside(`The handler of ${kind} task ${id} returned`))
+    } else this.#end({ type: 'returned', value })
+  }
+
+  #end(end: End): void {
+    if (this.ended) return
+    this.ended = end
+    this.hasEndedAtOnce = !this.#turn.isOver && this.#aborted === undefined
+    this.#wakeUp?.()
+    this.onEnd()
+  }
+
   #check(): void {
     if (this.#checking) return
     this.#checking = true
+    const turn = this.#turn
     void nextTurn().then(() => {
       this.#checking = false
-      if (this.#open.length > 0 && this.#steps === 0) this.#report({ type: 'stuck' })
+      turn.isOver = true
+      if (this.#turn !== turn) this.#check()
+      else if (this.#open && this.#open.size > 0) this.#wakeUp?.()
     })
-  }
-
-  #enter<T>(
-    make: (resolve: (value: T) => void, reject: (error: Error) => void, leave: () => boolean) => CallGroup | Sleep,
-  ): Promise<T> {
-    const promise = new Promise<T>((resolve, reject) => {
-      const leave = () => {
-        const at = this.#open.indexOf(entry)
-        if (at >= 0) this.#open.splice(at, 1)
-        return at >= 0 && !this.#aborted
-      }
-      const entry = make(resolve, reject, leave)
-      this.#open.push(entry)
-    })
-    // A handler may await one call and never look at another one that failed.
-    promise.catch(() => undefined)
-    this.#check()
-    return promise
   }
 }
 
 /** What a handler sees. Functions are made when they are asked for, so that they can be taken out of it. */
 class RunContext implements Context {
   readonly #run: Run
-  readonly taskId: string
-  readonly kind: string
-  readonly attempt: number
 
-  constructor(run: Run, kind: string, task: { id: string; attempt: number }) {
+  constructor(run: Run) {
     this.#run = run
-    this.kind = kind
-    this.taskId = task.id
-    this.attempt = task.attempt
   }
 
+  get taskId(): string {
+    return this.#run.task.id
+  }
+  get kind(): string {
+    return this.#run.task.kind
+  }
+  get attempt(): number {
+    return this.#run.task.attempt
+  }
   get idempotencyKey(): string {
-    return this.taskId
+    return this.#run.task.id
   }
   get signal(): AbortSignal {
     return this.#run.signal
   }
   get call(): Context['call'] {
-    return async (contract, payload, options) => {
-      const [result] = await this.#run.map(contract, [payload], options)
-      return result as ResultOf<typeof contract>
-    }
+    return (contract, payload, options = {}) =>
+      this.#run.call(contract, [payload], options, true) as Promise<ResultOf<typeof contract>>
   }
   get map(): Context['map'] {
-    return async (contract, payloads, options) => this.#run.map(contract, payloads, options)
+    return (contract, payloads, options = {}) =>
+      this.#run.call(contract, payloads, options, false) as Promise<ResultOf<typeof contract>[]>
   }
   get step(): Context['step'] {
-    return (name, effect) => {
-      const result = this.#run.step(name, effect)
-      // A handler that does not wait for it must not take the process down.
-      result.catch(() => undefined)
-      return result
-    }
+    return (name, effect) => this.#run.step(name, effect) as ReturnType<typeof effect> & Promise<never>
   }
   get sleep(): Context['sleep'] {
     return (ms) => this.#run.sleep(ms)
   }
   get progress(): Context['progress'] {
-    return (done, total) => {
-      this.#run.progress = { done, total }
-    }
+    return (done, total) => this.#run.tellProgress(done, total)
   }
   get emit(): Context['emit'] {
     return (chunk) => this.#run.emit(chunk)
   }
 }
 
-function isThenable(value: unknown): value is PromiseLike<unknown> {
-  return typeof value === 'object' && value !== null && typeof Reflect.get(value, 'then') === 'function'
+/** A promise that takes no process down when nobody looks at it. */
+function quiet<T>(promise: Promise<T>): Promise<T> {
+  promise.catch(() => undefined)
+  return promise
 }
 
-/** The error for a call that is not the one of the run before. */
-export function mismatch(task: { id: string; kind: string }, n: number, before: string, now: string): HistoryMismatch {
-  return new HistoryMismatch(
-    `Call ${n} of ${task.kind} task ${task.id} was ${before} in an earlier run, and is ${now} now (${childId(task.id, n)}). ` +
-      'A handler must make the same calls in the same order each time: keep time, randomness and other side effects in ctx.step.',
-  )
+function textOfValue(value: unknown): string {
+  return typeof value === 'string' ? JSON.stringify(value.slice(0, 100)) : String(value)
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof value === 'object' && value !== null && typeof Reflect.get(value, 'then') === 'function'
 }

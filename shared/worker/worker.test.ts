@@ -62,6 +62,14 @@ for (const store of stores) {
       return id
     }
 
+    /** As a foreign producer does: what Tasker makes was parsed before. */
+    async function push(contract: Contract, payload: unknown) {
+      const id = crypto.randomUUID()
+      const envelope = JSON.stringify({ task_id: id, payload })
+      await broker.enqueue([{ id, kind: contract.kind, priority: 'normal', envelope }])
+      return id
+    }
+
     async function recordOf(id: string): Promise<FinalRecord> {
       const [stored] = await broker.get([id])
       const record = stored?.record ? readRecord(stored.record) : null
@@ -122,7 +130,7 @@ for (const store of stores) {
     })
 
     test('fails a task whose payload does not fit, at once and with the field named', async () => {
-      const id = await create(add, { a: 'x', b: 2 })
+      const id = await push(add, { a: 'x', b: 2 })
       await worker([adder]).drain()
       const record = await recordOf(id)
       expect(record).toMatchObject({ status: 'failed', status_code: 422, attempt: 1, error: { type: 'invalid_input' } })
@@ -908,23 +916,30 @@ for (const store of stores) {
         expect(effects).toBe(1)
       })
 
-      test('a step that the handler does not wait for neither keeps the task alive nor takes the worker down', async () => {
-        const [at, later] = [await create(parent, 'at once'), await create(parent, 'later')]
+      test('what the handler makes in its last turn and does not wait for is not started, and said to be so', async () => {
+        const awaited = await create(parent, 'step')
+        const ids = [await create(parent, 'at once'), await create(parent, 'later'), await create(parent, 'call')]
+        let effects = 0
         const handler = implement(parent, (payload, ctx) => {
-          void ctx.step('left alone', () => Promise.resolve(1))
-          if (payload === 'at once') return 'done'
+          if (payload === 'call') void ctx.call(add, { a: 1, b: 1 })
+          else void ctx.step('left alone', () => ++effects)
+          if (payload === 'at once' || payload === 'call') return 'done'
           return ctx
             .step('first', () => 2)
             .then(() => {
-              void ctx.step('left alone too', () => 3)
+              if (payload === 'later') void ctx.step('left alone too', () => ++effects)
               return 'done'
             })
         })
         await worker([handler]).drain()
-        for (const id of [at, later]) expect(await recordOf(id)).toMatchObject({ status_code: 200, result: 'done' })
-        expect((await broker.stats(['parent']))[0]).toMatchObject({ queued: 0, running: 0, succeeded: 2 })
-        clock.advance(60_000)
-        expect((await worker([handler]).drain()).ran).toBe(0)
+        // What was made beside something that is awaited is started.
+        expect(await recordOf(awaited)).toMatchObject({ status_code: 200, result: 'done' })
+        expect(effects).toBe(2)
+        for (const id of ids) {
+          expect(await recordOf(id)).toMatchObject({ error: { type: 'not_awaited' } })
+          expect((await recordOf(id)).result).toMatch(/ctx.(step|call).* await it/)
+        }
+        expect((await broker.stats(['add']))[0]).toMatchObject({ queued: 0, failed: 0, succeeded: 0 })
       })
 
       test('cancelling a root aborts the signal of a running grandchild at the next heartbeat', async () => {

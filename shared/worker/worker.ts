@@ -3,6 +3,7 @@ import { type Clock, nextTurn, systemClock } from '#shared/runtime/clock.ts'
 import { createGroup } from '#shared/runtime/group.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
+import { createSlices } from '#shared/runtime/slices.ts'
 import { RunAborted, StoreUnavailable } from '#shared/task/errors.ts'
 import { createExecutor, type Execution } from './execute.ts'
 import { keepLeases, keepSwept, keepTimeLimits, messageOf } from './housekeeping.ts'
@@ -31,7 +32,7 @@ export interface WorkerOptions {
 export interface DrainLimits {
   /** Claims no more after so many tasks. */
   readonly maxTasks?: number
-  /** Claims no more, and parts no fan-out further, when this gives false: for a budget of requests. */
+  /** Claims no more, and lets no run ask more of the store, when this gives false: for a budget of requests. */
   readonly mayGoOn?: () => boolean
 }
 
@@ -51,8 +52,11 @@ export interface Worker {
   loop(signal: AbortSignal): Promise<void>
 }
 
+/** A part of a lease: a worker holds no more tasks that have not begun than it can run in that time, and leaves the others to other workers. */
+const WAITING_SHARE = 0.1
+
 interface Ended {
-  execution: Execution
+  execution: Held
   /** Null: there is nothing to report. */
   outcome: Outcome | null
 }
@@ -73,9 +77,15 @@ export function createWorker(options: WorkerOptions): Worker {
   const concurrency =
     options.concurrency ?? Math.max(...options.implementations.map(({ contract }) => contract.concurrency))
 
-  /** Tasks that are held: running, or ended and not settled yet. */
-  const held = new Map<string, Execution>()
-  const keeping = { broker, clock, log, held }
+  const slices = createSlices()
+  /** Tasks that are held: running, or ended and not settled yet, or waiting to be run. */
+  const held = new Map<string, Held>()
+  /** Those that wait to be run, while handlers that do not await anything have held the event loop for long enough. */
+  let waiting: Waiting[] = []
+  /** About how long a task holds the event loop, in ms. */
+  let msPerTask = 0
+  /** An error that nobody foresaw: it ends the worker. */
+  let fatal: { error: unknown } | null = null
   let running = 0
   let taken = 0
   let limits: DrainLimits = {}
@@ -101,14 +111,16 @@ export function createWorker(options: WorkerOptions): Worker {
   let changed = Promise.withResolvers<void>()
 
   const executor = createExecutor({
-    ...{ keyring, clock, random },
-    broker: { ...broker, get: (ids) => insist(() => broker.get(ids)) },
+    ...{ keyring, clock, random, slices, lookMs: pollMs },
+    broker: { ...broker, get: (ids, given) => insist(() => broker.get(ids, given)) },
     implementations: new Map(
       options.implementations.map((implementation) => [implementation.contract.kind, implementation]),
     ),
     commit: async (outcome) => (await settle([outcome]))[0] === true,
     mayGoOn: () => limits.mayGoOn?.() ?? true,
   })
+
+  const keeping = { broker, clock, log, held, tidy: () => executor.tidy() }
 
   const settleTogether = createGroup(settleParts, {
     ...{ maxBatch: MAX_SETTLE, weigh: charsOf, maxWeight: MAX_SETTLE_CHARS, gather, secondAt: SECOND_SETTLE_AT },
@@ -215,7 +227,13 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** Slots that are free. Tasks that wait to be settled hold none, but not without bound. */
   function room(): number {
-    return Math.min(concurrency - running, 2 * concurrency - held.size, (limits.maxTasks ?? Infinity) - taken) - asked
+    const free = concurrency - running - waiting.length
+    return Math.min(free, 2 * concurrency - held.size, (limits.maxTasks ?? Infinity) - taken) - asked
+  }
+
+  /** How many tasks may wait to be run: as many as a part of a lease is enough for. */
+  function mayWait(): number {
+    return Math.max(1, Math.floor((leaseMs * WAITING_SHARE) / msPerTask))
   }
 
   /** The time. When a clock was put back, what was about to be done does not wait until the old time comes again. */
@@ -228,7 +246,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** At most half of the slots in one call, so that one half runs while the other is settled. */
   function claimRequest(): ClaimRequest | undefined {
-    const limit = Math.min(room(), Math.ceil(concurrency / 2))
+    const limit = Math.min(room(), Math.ceil(concurrency / 2), mayWait() - waiting.length)
     if (limit <= 0 || stopping || limits.mayGoOn?.() === false) return undefined
     const now = timeNow()
     const takeBack = now >= Math.min(nextLook, dueAt)
@@ -289,12 +307,51 @@ export function createWorker(options: WorkerOptions): Worker {
     }
   }
 
-  /** Starts claimed tasks. Those that end at once are reported together, up to the size of a call. */
+  /** Starts claimed tasks for a slice of time; those that are left wait for the next turn of the event loop. */
   function start(tasks: readonly Claimed[]): void {
+    taken += tasks.length
+    const isBusy = waiting.length > 0
+    const started = isBusy ? 0 : startSome(tasks, (task) => task)
+    if (started === tasks.length) return
+    for (const task of tasks.slice(started)) {
+      const one = new Waiting(task)
+      held.set(task.id, one)
+      waiting.push(one)
+    }
+    if (!isBusy) startWaiting().catch(fail)
+  }
+
+  /** Starts what waits, a slice at a time. What would wait for too long is given back for others to run. */
+  async function startWaiting(): Promise<void> {
+    while (waiting.length > 0 && !fatal) {
+      const excess = waiting.splice(mayWait()).map((execution): Ended => ({ execution, outcome: execution.release() }))
+      if (excess.length > 0) {
+        taken -= excess.length
+        void report(excess)
+      }
+      await slices.turn()
+      const gone = waiting.filter(({ aborted }) => aborted !== null)
+      if (gone.length > 0) {
+        waiting = waiting.filter(({ aborted }) => aborted === null)
+        void report(gone.map((execution) => ({ execution, outcome: execution.release() })))
+      }
+      const some = waiting
+      waiting = []
+      const started = startSome(some, ({ claimed }) => claimed)
+      waiting.unshift(...some.slice(started))
+    }
+  }
+
+  /** Starts tasks until a slice is over, and says how many. Those that end at once are reported together, up to the size of a call. */
+  function startSome<T>(tasks: readonly T[], claimedOf: (task: T) => Claimed): number {
     let ended: Ended[] = []
     let chars = 0
-    for (const task of tasks) {
-      taken++
+    let started = 0
+    const began = performance.now()
+    slices.isOver()
+    for (const one of tasks) {
+      const task = claimedOf(one)
+      started++
       const execution = executor.execute(task)
       held.set(task.id, execution)
       if (execution.outcome instanceof Promise) void follow(execution, execution.outcome)
@@ -307,13 +364,26 @@ export function createWorker(options: WorkerOptions): Worker {
           chars = 0
         }
       }
+      if (slices.isOver()) break
     }
     if (ended.length > 0) void report(ended)
+    // What was learned last counts for half.
+    if (started > 0) msPerTask = (msPerTask + (performance.now() - began) / started) / 2
+    return started
+  }
+
+  /** An error that nobody foresaw: nothing more is done, and what is held goes to others when its leases end. */
+  function fail(error: unknown): void {
+    fatal ??= { error }
+    stopping = true
+    graceOver.abort()
+    signalChange()
   }
 
   async function follow(execution: Execution, ending: Promise<Outcome | null>): Promise<void> {
     running++
     const outcome = await ending.catch((error: unknown) => {
+      if (!(error instanceof StoreUnavailable)) fail(error)
       const { id: task_id, kind } = execution.claimed
       log.error('A task could not be ended; it runs again when its lease ends', {
         task_id,
@@ -337,6 +407,10 @@ export function createWorker(options: WorkerOptions): Worker {
         if (!accepted[i]) log.info('A late result was refused', { task_id: outcome.id, kind: outcome.kind })
       })
     } catch (error) {
+      if (!(error instanceof StoreUnavailable)) {
+        fail(error)
+        return
+      }
       const task_ids = outcomes.map(({ id }) => id)
       log.error('Results could not be stored; their tasks run again when the leases end', {
         task_ids,
@@ -353,7 +427,10 @@ export function createWorker(options: WorkerOptions): Worker {
   /** Claims and runs while `goesOn`; then lets running tasks end, and gives back what does not within the grace. */
   async function work(signal: AbortSignal, goesOn: () => boolean): Promise<void> {
     const helpers = new AbortController()
-    const background = [keepLeases(keeping, leaseMs, helpers.signal), keepTimeLimits(keeping, helpers.signal)]
+    const background = [
+      keepLeases(keeping, leaseMs, helpers.signal).catch(fail),
+      keepTimeLimits(keeping, helpers.signal).catch(fail),
+    ]
     const ended = new AbortController()
     let grace: Promise<void> | undefined
     graceOver = new AbortController()
@@ -370,7 +447,24 @@ export function createWorker(options: WorkerOptions): Worker {
     signal.addEventListener('abort', stop, { once: true })
     more = true
     nextLook = 0
-    while (!stopping && goesOn()) {
+    try {
+      await claimWhile(() => !stopping && goesOn())
+      stop()
+      while (held.size > 0 && !fatal) await changed.promise
+    } catch (error) {
+      fail(error)
+    } finally {
+      stop()
+      signal.removeEventListener('abort', stop)
+      ended.abort()
+      helpers.abort()
+      await Promise.all([grace, ...background])
+    }
+    if (fatal) throw fatal.error
+  }
+
+  async function claimWhile(goesOn: () => boolean): Promise<void> {
+    while (goesOn()) {
       const now = timeNow()
       const lookAt = more ? pausedUntil : Math.max(pausedUntil, Math.min(nextLook, dueAt))
       const free = room() > 0
@@ -385,12 +479,6 @@ export function createWorker(options: WorkerOptions): Worker {
       // What ends in this turn is claimed for together.
       await gather()
     }
-    stop()
-    while (held.size > 0) await changed.promise
-    signal.removeEventListener('abort', stop)
-    ended.abort()
-    helpers.abort()
-    await Promise.all([grace, ...background])
   }
 
   function giveBack(): void {
@@ -413,11 +501,45 @@ export function createWorker(options: WorkerOptions): Worker {
     async loop(signal) {
       limits = {}
       const subscription = await broker.subscribe(kinds, (_kind, at) => wake(at))
-      const background = keepSwept(keeping, sweepMs, signal)
-      await work(signal, () => true)
-      await background
-      await subscription.close()
+      const stopped = new AbortController()
+      const background = keepSwept(keeping, sweepMs, AbortSignal.any([signal, stopped.signal])).catch(fail)
+      try {
+        await work(signal, () => true)
+      } finally {
+        stopped.abort()
+        await background
+        await subscription.close()
+      }
     },
+  }
+}
+
+/** A task that is held: it runs, has ended and is not settled yet, or waits to be run. */
+type Held = Pick<Execution, 'claimed' | 'timeoutAt' | 'abort' | 'progress'>
+
+/** A claimed task that has not begun. */
+class Waiting implements Held {
+  readonly claimed: Claimed
+  readonly timeoutAt = Number.POSITIVE_INFINITY
+  aborted: RunAborted | null = null
+
+  constructor(claimed: Claimed) {
+    this.claimed = claimed
+  }
+
+  abort(reason: RunAborted): void {
+    this.aborted ??= reason
+  }
+
+  progress(): undefined {
+    return undefined
+  }
+
+  /** The outcome that gives it back unrun; null when it is no longer ours. */
+  release(): Outcome | null {
+    if (this.aborted && this.aborted.code !== 'stopping') return null
+    const { id, kind, token } = this.claimed
+    return { id, kind, token, type: 'release' }
   }
 }
 

@@ -68,7 +68,7 @@ describe('a call to Redis whose answer is lost after Redis acted', () => {
       ;[token = null] = await broker.reserve([{ id: 'a', token }], 30_000)
       expect(token).toBeString()
     }
-    const history = { calls: 0, steps: 0 }
+    const history = { calls: 0, steps: 0, order: '' }
     expect(await broker.retry([{ ...task('a'), history, ended: null, token: token ?? '' }])).toEqual(['a'])
   })
 

@@ -271,8 +271,15 @@ describe('foreign producers and workers', () => {
       envelope: encodeEnvelope({ task_id: id, kind: 'sum', payload: { num1: 3, num2: 5 }, parent }),
     })
     // The first one is gone: without the length of the history nobody would look further.
-    const call = { type: 'call', children: [child('p1.1'), child('p1.2')], records: [], calls: 3, steps: 0 } as const
-    await broker.settle([{ ...parent, ...call, token: tasks[0]?.token ?? '', park: true, wakeAt: null }])
+    const call = {
+      type: 'call',
+      children: [child('p1.1'), child('p1.2')],
+      records: [],
+      calls: 3,
+      steps: 0,
+      awaits: null,
+    } as const
+    await broker.settle([{ ...parent, ...call, token: tasks[0]?.token ?? '', order: '', park: true, wakeAt: null }])
     await foreignSum()
     await foreign.hset('tasks', 'p1', '{"result":"8","status_code":200}')
     await removeTree({ broker, contracts: {}, now: clock.now }, 'p1')

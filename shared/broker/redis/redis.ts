@@ -23,6 +23,7 @@ import {
   liveListed,
   merge,
   newTaskArgs,
+  orderWord,
   statsOf,
   storedOf,
   wakesOf,
@@ -237,8 +238,15 @@ export function createRedisBroker(
       return { lost: having(1), cancelled: having(2) }
     },
 
-    get: (ids) =>
-      parted(
+    async get(ids, { some = false } = {}) {
+      const [first] = ids
+      // Of one tree, and so in one partition: one call, which stops early by itself.
+      if (some && first !== undefined && ids.every((id) => rootOf(id) === rootOf(first))) {
+        const partition = partitions === 1 ? 0 : partitionOf(first, partitions)
+        const reply = (await run(scripts.get, partition, [], () => [ids.length, ...ids])) as unknown[]
+        return reply.map((value, i) => storedOf(ids[i] ?? '', value))
+      }
+      return parted(
         ids,
         (id) => id,
         async (part, partition) => {
@@ -253,7 +261,8 @@ export function createRedisBroker(
           }
           return read
         },
-      ),
+      )
+    },
 
     cancel: (tasks) =>
       parted(
@@ -316,8 +325,8 @@ export function createRedisBroker(
         async (part, partition) => {
           const kinds = kindNumbers()
           const added = newTaskArgs(part, kinds)
-          const more = part.flatMap(({ token, history: { calls, steps }, ended }) => [
-            ...[token, `${calls} ${steps}`, ...endedArgs(ended, kinds)],
+          const more = part.flatMap(({ token, history: { calls, steps, order }, ended }) => [
+            ...[token, `${calls} ${steps}`, orderWord(order), ...endedArgs(ended, kinds)],
           ])
           const args = [part.length, ...more, ...added]
           return (await run(scripts.retry, partition, kinds.names, () => args)) as number[]

@@ -41,12 +41,18 @@ export function kindNumbers() {
   }
 }
 
-export function newTaskArgs(tasks: readonly Omit<NewTask, 'parent'>[], kinds: KindNumbers): Arg[] {
+export function newTaskArgs(tasks: readonly NewTask[], kinds: KindNumbers): Arg[] {
   const args: Arg[] = [tasks.length]
-  for (const { id, kind, priority, dueAt, envelope } of tasks) {
-    args.push(`${kinds.number(kind)} ${PRIORITIES.indexOf(priority) + 1} ${dueAt ?? '-'}`, id, envelope)
+  for (const { id, kind, priority, dueAt, parent, envelope } of tasks) {
+    const head = `${kinds.number(kind)} ${PRIORITIES.indexOf(priority) + 1} ${dueAt ?? '-'}`
+    args.push(typeof parent?.group === 'number' ? `${head} ${parent.group}` : head, id, envelope)
   }
   return args
+}
+
+/** The tenth word of a live value: see common.lua. */
+export function orderWord(order: string): string {
+  return order === '' ? '' : ` ${order}`
 }
 
 /** What every outcome begins with: see settle.lua. */
@@ -57,7 +63,8 @@ export function addHead(
   more: string,
 ): void {
   const { id, kind, token, parent, type } = outcome
-  args.push(`${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0} ${more} ${token}`, id)
+  const group = parent?.group === undefined ? '' : `:${parent.group}`
+  args.push(`${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0}${group} ${more} ${token}`, id)
   if (parent) args.push(parent.id)
 }
 
@@ -89,12 +96,13 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
       addHead(args, outcome, kinds, '-')
       break
     case 'call': {
-      const { calls, steps, park, wakeAt, records, children } = outcome
+      const { calls, steps, order, park, wakeAt, awaits, records, children } = outcome
       addHead(args, outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`)
-      args.push(records.length)
+      args.push(orderWord(order), records.length)
       for (const { id, record } of records) args.push(id, record)
       // Not by spreading: a part of a fan-out has more arguments than fit on a stack.
       for (const arg of newTaskArgs(children, kinds)) args.push(arg)
+      if (park) args.push(awaits?.alone ?? '-', awaits?.groups.length ?? 0, ...(awaits?.groups ?? []))
       break
     }
   }
@@ -118,6 +126,8 @@ function claimedOf(id: string, text: string, token: string): Claimed {
     at = space + 1
   }
   const [started, attempts, calls, steps, , kind = ''] = words
+  const end = text.indexOf('\n', at)
+  const [, order = ''] = text.slice(at, end).split(' ')
   return {
     id,
     kind,
@@ -125,8 +135,9 @@ function claimedOf(id: string, text: string, token: string): Claimed {
     attempt: Number(attempts) + 1,
     calls: Number(calls),
     steps: Number(steps),
+    order,
     startedAt: Number(started),
-    envelope: text.slice(text.indexOf('\n', at) + 1),
+    envelope: text.slice(end + 1),
   }
 }
 
@@ -145,7 +156,7 @@ export function storedOf(id: string, value: unknown): Stored | null {
 /** Reads a live value: see common.lua. */
 function liveOf(text: string, pending: number): Live {
   const end = text.indexOf('\n')
-  const [state, , started, attempts, calls, steps, , kind = '', progress] = text.slice(0, end).split(' ')
+  const [state, , started, attempts, calls, steps, , kind = '', progress, order = ''] = text.slice(0, end).split(' ')
   const [done, total] = (progress ?? '-').split('/').map(Number)
   return {
     state: state as Live['state'],
@@ -153,6 +164,7 @@ function liveOf(text: string, pending: number): Live {
     attempts: Number(attempts),
     calls: Number(calls),
     steps: Number(steps),
+    order,
     pending,
     startedAt: Number(started) || null,
     progress: done !== undefined && total !== undefined ? { done, total } : null,
@@ -165,8 +177,8 @@ export function foreignOf(found: readonly string[]): Foreign[] {
   const tasks: Foreign[] = []
   for (let i = 0; i + 2 < found.length; i += 3) {
     const [id = '', record = '', live = ''] = found.slice(i, i + 3)
-    const { kind, envelope, calls, steps } = liveOf(live, 0)
-    tasks.push({ id, kind, record, envelope, calls, steps })
+    const { kind, envelope, calls, steps, order } = liveOf(live, 0)
+    tasks.push({ id, kind, record, envelope, calls, steps, order })
   }
   return tasks
 }

@@ -1,4 +1,4 @@
-import type { Cancellation, Cancelled, EndOutcome, Lapsed, Lease, Outcome } from '../broker.ts'
+import type { CallOutcome, Cancellation, Cancelled, EndOutcome, Lapsed, Lease, Outcome } from '../broker.ts'
 import type { Database } from './database.ts'
 import type { Queue } from './queue.ts'
 import { NEVER } from './schema.ts'
@@ -11,6 +11,7 @@ interface Row {
   state: string
   token: string | null
   parent: string | null
+  wakes: string | null
   calls: number
   pending: number
 }
@@ -24,7 +25,9 @@ export interface Ending {
 }
 
 export function createEnding(db: Database, queue: Queue): Ending {
-  const select = db.prepare<Row>('SELECT seq, id, kind, state, token, parent, calls, pending FROM tasks WHERE id = ?')
+  const select = db.prepare<Row>(
+    'SELECT seq, id, kind, state, token, parent, wakes, calls, pending FROM tasks WHERE id = ?',
+  )
 
   const finish = db.prepare(`
     UPDATE tasks SET state = ?, record = ?, expires_at = ?, at = ?, position = NULL, token = NULL, envelope = NULL
@@ -38,31 +41,62 @@ export function createEnding(db: Database, queue: Queue): Ending {
   const subtractPending = db.prepare<Row>(`
     UPDATE tasks SET pending = max(0, pending - ?2) WHERE id = ?1 AND pending > 0 RETURNING seq, kind, state, pending`)
 
+  const subtractGroup = db.prepare<{ pending: number }>(`
+    UPDATE groups SET pending = pending - 1 WHERE parent = ? AND first = ? RETURNING pending`)
+  const forgetGroup = db.prepare('DELETE FROM groups WHERE parent = ? AND first = ?')
+
+  /** Whether the end of this child completes something that its parent awaits beside others. */
+  function completesGroup({ parent, wakes }: Row): boolean {
+    if (wakes === null || wakes === 'one') return wakes === 'one'
+    const left = subtractGroup.get(parent, wakes)?.pending ?? 0
+    if (left <= 0) forgetGroup.run(parent, wakes)
+    return left === 0
+  }
+
   /** Tells the parents, once for all their children in a call. */
   function reportEnded(ended: readonly Row[], news: News): void {
-    const parents = new Map<string, number>()
-    for (const { parent } of ended) if (parent !== null) parents.set(parent, (parents.get(parent) ?? 0) + 1)
+    const parents = new Map<string, { count: number; completes: boolean }>()
+    for (const child of ended) {
+      if (child.parent === null) continue
+      const known = parents.get(child.parent) ?? { count: 0, completes: false }
+      parents.set(child.parent, known)
+      known.count++
+      if (completesGroup(child)) known.completes = true
+    }
     const resumed: Row[] = []
-    for (const [id, count] of parents) {
+    for (const [id, { count, completes }] of parents) {
       const parent = subtractPending.get(id, count)
-      if (parent?.state === 'waiting' && parent.pending === 0) resumed.push(parent)
+      if (parent?.state === 'waiting' && (completes || parent.pending === 0)) resumed.push(parent)
     }
     queue.toFront(resumed, news)
   }
 
   const insertStep = db.prepare(`
     INSERT INTO tasks (id, kind, priority, state, record) VALUES (?, '', 0, 'step', ?) ON CONFLICT (id) DO NOTHING`)
-  const recordCalls = db.prepare('UPDATE tasks SET calls = ?, steps = ?, pending = ? WHERE seq = ?')
+  const recordCalls = db.prepare('UPDATE tasks SET calls = ?, steps = ?, deliveries = ?, pending = ? WHERE seq = ?')
+  const addToGroup = db.prepare(`
+    INSERT INTO groups (parent, first, pending) VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET pending = pending + 1`)
+  const selectGroup = db.prepare<{ pending: number }>('SELECT pending FROM groups WHERE parent = ? AND first = ?')
+
+  /** Whether something that a task is parked for has ended since it looked: of so many unfinished children. */
+  function mayGoOn({ id }: Row, { awaits, wakeAt }: CallOutcome, pending: number): boolean {
+    if (awaits === null) return pending === 0 && wakeAt === null
+    const left = awaits.groups.map((group) => selectGroup.get(id, String(group))?.pending ?? 0)
+    return left.includes(0) || pending - left.reduce((a, b) => a + b, 0) < awaits.alone
+  }
   const wait = db.prepare(`UPDATE tasks SET state = 'waiting', token = NULL, at = ? WHERE seq = ?`)
 
   /** Returns true when the task is to be queued again at once. */
   function call(task: Row, outcome: Outcome & { type: 'call' }, now: number, news: News): boolean {
-    const created = outcome.children.filter((child) => queue.add(child, now, news)).length
+    const created = outcome.children.filter((child) => queue.add(child, now, news))
+    for (const { parent } of created) {
+      if (typeof parent?.group === 'number') addToGroup.run(task.id, String(parent.group))
+    }
     for (const { id, record } of outcome.records) insertStep.run(id, record)
-    const pending = task.pending + created
-    recordCalls.run(outcome.calls, outcome.steps, pending, task.seq)
+    const pending = task.pending + created.length
+    recordCalls.run(outcome.calls, outcome.steps, outcome.order, pending, task.seq)
     if (!outcome.park) return false
-    if (pending === 0 && outcome.wakeAt === null) return true
+    if (mayGoOn(task, outcome, pending)) return true
     wait.run(outcome.wakeAt ?? NEVER, task.seq)
     if (outcome.wakeAt !== null) news.due(task.kind, outcome.wakeAt)
     return false

@@ -5,11 +5,14 @@ import { rank } from './queue.ts'
 
 /** The methods that only read. */
 export interface Look {
-  get(id: string): Stored | null
+  get(ids: readonly string[], some: boolean): (Stored | null)[]
   list(query: Parameters<Broker['list']>[0]): Listed[]
   stats(kind: string, now: number): KindStats
   expired(now: number, limit: number): string[]
 }
+
+/** Characters of records and envelopes after which an answer may end. */
+const ENOUGH_CHARS = 900_000
 
 export function createLook(db: Database): Look {
   const select = db.prepare<{
@@ -19,21 +22,36 @@ export function createLook(db: Database): Look {
     attempts: number
     calls: number
     steps: number
+    order: string
     pending: number
     started_at: number | null
     done: number | null
     total: number | null
     envelope: string
   }>(`
-    SELECT state, kind, record, attempts, calls, steps, pending, started_at, done, total, envelope FROM tasks WHERE id = ?`)
+    SELECT state, kind, record, attempts, calls, steps, deliveries AS "order", pending, started_at, done, total, envelope
+    FROM tasks WHERE id = ?`)
 
-  function get(id: string): Stored | null {
+  function get(ids: readonly string[], some: boolean): (Stored | null)[] {
+    const found: (Stored | null)[] = []
+    let chars = 0
+    for (const id of ids) {
+      const stored = getOne(id)
+      chars += (stored?.record ?? stored?.live?.envelope ?? '').length
+      if (some && found.length > 0 && chars > ENOUGH_CHARS) break
+      found.push(stored)
+    }
+    return found
+  }
+
+  function getOne(id: string): Stored | null {
     const row = select.get(id)
     if (row === null) return null
     if (row.record !== null) return { id, record: row.record, live: null }
-    const { state, kind, attempts, calls, steps, pending, started_at: startedAt, done, total, envelope } = row
+    const { state, kind, attempts, calls, steps, order, pending, started_at: startedAt, done, total, envelope } = row
     const progress = done === null || total === null ? null : { done, total }
-    return { id, record: null, live: { state, kind, attempts, calls, steps, pending, startedAt, progress, envelope } }
+    const live = { state, kind, attempts, calls, steps, order, pending, startedAt, progress, envelope }
+    return { id, record: null, live }
   }
 
   const listQueued = db.prepare<{ id: string }>(`

@@ -5,7 +5,7 @@ import { NEVER } from './schema.ts'
 import type { News } from './signals.ts'
 
 /** What one call takes back at most, so that it cannot hold the file for long; the rest is still due, and says so by `nextDueAt`. */
-const TAKE_BACK_LIMIT = 10_000
+const TAKE_BACK_LIMIT = 500
 
 /** Priority as it is stored: 0 is taken first. */
 export const rank = (priority: Priority): number => PRIORITIES.indexOf(priority)
@@ -25,16 +25,19 @@ export interface Queue {
 
 export function createQueue(db: Database): Queue {
   const insertQueued = db.prepare(`
-    INSERT INTO tasks (id, kind, priority, parent, envelope, state, position)
-    VALUES (?1, ?2, ?3, ?4, ?5, 'queued', (
+    INSERT INTO tasks (id, kind, priority, parent, wakes, envelope, state, position)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'queued', (
       SELECT coalesce(max(position), 0) + 1 FROM tasks WHERE kind = ?2 AND priority = ?3 AND position IS NOT NULL
     )) ON CONFLICT (id) DO NOTHING`)
   const insertDelayed = db.prepare(`
-    INSERT INTO tasks (id, kind, priority, parent, envelope, state, at) VALUES (?1, ?2, ?3, ?4, ?5, 'delayed', ?6)
+    INSERT INTO tasks (id, kind, priority, parent, wakes, envelope, state, at)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'delayed', ?7)
     ON CONFLICT (id) DO NOTHING`)
 
   function add(task: NewTask, now: number, news: News): boolean {
-    const values = [task.id, task.kind, rank(task.priority), task.parent?.id ?? null, task.envelope] as const
+    const { parent } = task
+    const wakes = parent?.group === undefined ? null : String(parent.group)
+    const values = [task.id, task.kind, rank(task.priority), parent?.id ?? null, wakes, task.envelope] as const
     const dueAt = task.dueAt ?? null
     if (dueAt !== null && dueAt > now) {
       if (insertDelayed.run(...values, dueAt) === 0) return false
@@ -57,7 +60,7 @@ export function createQueue(db: Database): Queue {
   }
 
   const reopenAtBack = db.prepare<{ kind: string }>(`
-    UPDATE tasks SET state = 'queued', at = NULL, priority = ?3, envelope = ?4, calls = ?5, steps = ?6, record = NULL, expires_at = NULL,
+    UPDATE tasks SET state = 'queued', at = NULL, priority = ?3, envelope = ?4, calls = ?5, steps = ?6, deliveries = ?7, record = NULL, expires_at = NULL,
       token = NULL, attempts = 0, started_at = NULL, done = NULL, total = NULL, position = (
         SELECT coalesce(max(position), 0) + 1 FROM tasks AS others
         WHERE others.kind = tasks.kind AND others.priority = ?3 AND others.position IS NOT NULL
@@ -65,7 +68,7 @@ export function createQueue(db: Database): Queue {
     WHERE id = ?1 AND token = ?2 AND state IN ('succeeded', 'failed', 'cancelled') RETURNING kind`)
 
   function reopen({ id, token, priority, envelope, history }: Retry, news: News): boolean {
-    const row = reopenAtBack.get(id, token, rank(priority), envelope, history.calls, history.steps)
+    const row = reopenAtBack.get(id, token, rank(priority), envelope, history.calls, history.steps, history.order)
     if (row !== null) news.queued(row.kind)
     return row !== null
   }
@@ -97,7 +100,7 @@ export function createQueue(db: Database): Queue {
   }
 
   const selectQueued = db.prepare<Omit<Claimed, 'token' | 'startedAt'> & { seq: number; startedAt: number | null }>(`
-    SELECT seq, id, kind, attempts + 1 AS attempt, calls, steps, started_at AS startedAt, envelope FROM tasks
+    SELECT seq, id, kind, attempts + 1 AS attempt, calls, steps, deliveries AS "order", started_at AS startedAt, envelope FROM tasks
     WHERE kind = ? AND priority = ? AND position IS NOT NULL ORDER BY position LIMIT ?`)
   const hold = db.prepare(`
     UPDATE tasks SET state = 'running', position = NULL, token = ?, at = ?, started_at = ? WHERE seq = ?`)

@@ -1,6 +1,6 @@
 import type { Database } from './database.ts'
 
-const VERSION = 1
+const VERSION = 2
 
 /** The `at` of a task that waits for its children alone: the last moment that a Date can name. */
 export const NEVER = 8_640_000_000_000_000
@@ -13,6 +13,8 @@ export const NEVER = 8_640_000_000_000_000
  * - `at`: when it comes back (running: the lease's end; delayed; waiting: its wake-up or NEVER), or when it ended.
  *
  * A step's record has neither, and is thereby in no list. A final row has a `record` and no `envelope`, a live one the opposite.
+ * `deliveries` is the order of completion of its history. `wakes` is a child's group, where its parent awaits it beside others; `groups` counts the
+ * unfinished children of such a group, unless it is `one`.
  * `pending` is kept up also for a final parent: it may be retried while its children still live. The `token` of a final row is that of who has reserved it for a retry.
  */
 const SCHEMA = `
@@ -35,8 +37,11 @@ const SCHEMA = `
     total      INTEGER,
     expires_at INTEGER,
     envelope   TEXT,
-    record     TEXT
+    record     TEXT,
+    deliveries TEXT NOT NULL DEFAULT '',
+    wakes      TEXT
   );
+  CREATE TABLE groups (parent TEXT, first TEXT, pending INTEGER NOT NULL, PRIMARY KEY (parent, first)) WITHOUT ROWID;
   -- Descending, because a list goes by rising priority from the back of each queue; claims fix the priority and read backwards.
   CREATE INDEX tasks_queued ON tasks (kind, priority, position DESC) WHERE position IS NOT NULL;
   CREATE INDEX tasks_at ON tasks (kind, state, at) WHERE at IS NOT NULL;
@@ -44,7 +49,17 @@ const SCHEMA = `
   PRAGMA user_version = ${VERSION};
 `
 
-/** Makes the tables of a new file. Throws when a newer Tasker made the file. */
+/** From the layout before to each layout, by its number. */
+const STEPS: Record<number, string> = {
+  2: `
+    ALTER TABLE tasks ADD COLUMN deliveries TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tasks ADD COLUMN wakes TEXT;
+    CREATE TABLE groups (parent TEXT, first TEXT, pending INTEGER NOT NULL, PRIMARY KEY (parent, first)) WITHOUT ROWID;
+    PRAGMA user_version = 2;
+  `,
+}
+
+/** Makes the tables of a new file, or brings those of an older one up to date. Throws when a newer Tasker made the file. */
 export function migrate(db: Database): void {
   const version = db.prepare<{ user_version: number }>('PRAGMA user_version')
   if (version.get()?.user_version === VERSION) return
@@ -54,6 +69,7 @@ export function migrate(db: Database): void {
     const found = version.get()?.user_version ?? 0
     if (found > VERSION) throw new Error(`The file has layout ${found}; this version of Tasker knows ${VERSION}.`)
     if (found === 0) db.exec(SCHEMA)
+    else for (let next = found + 1; next <= VERSION; next++) db.exec(STEPS[next] ?? '')
     db.exec('COMMIT')
   } catch (error) {
     db.exec('ROLLBACK')

@@ -131,7 +131,16 @@ describe('a file that several brokers share', () => {
     const call = { type: 'call', children: [child], records: [{ id: `${parent.id}.1`, record: 'step' }] } as const
     await before.settle([
       ...claimed.tasks.slice(0, 1).map(ended),
-      ...sequences.map((one) => ({ ...one, ...call, calls: 2, steps: 1, park: true, wakeAt: null })),
+      ...sequences.map((one) => ({
+        ...one,
+        ...call,
+        calls: 2,
+        steps: 1,
+        order: '',
+        park: true,
+        wakeAt: null,
+        awaits: null,
+      })),
     ])
     const all = [parent, done, running, queued, delayed, child, { id: `${parent.id}.1` }].map(({ id }) => id)
     const look = async (broker: Broker) => [await broker.get(all), await broker.stats(['sum', 'sequence', 'chat'])]
@@ -247,11 +256,19 @@ test('what comes back is run by due time, whether it was running, delayed or asl
   await broker.enqueue([running, asleep])
   const { tasks } = await broker.claim({ ...request, leaseMs: 2_000 })
   await broker.settle(
-    tasks
-      .slice(1)
-      .map(
-        (one) => ({ ...one, type: 'call', children: [], records: [], steps: 0, park: true, wakeAt: 3_000 }) as const,
-      ),
+    tasks.slice(1).map(
+      (one) =>
+        ({
+          ...one,
+          type: 'call',
+          children: [],
+          records: [],
+          steps: 0,
+          park: true,
+          wakeAt: 3_000,
+          awaits: null,
+        }) as const,
+    ),
   )
   const first = newTask({ dueAt: 1_000 })
   const last = newTask({ dueAt: 4_000 })

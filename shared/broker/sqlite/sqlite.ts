@@ -1,3 +1,4 @@
+import { createSlices } from '#shared/runtime/slices.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import type { Broker, BrokerOptions } from '../broker.ts'
 import { requireTimes } from '../times.ts'
@@ -28,9 +29,12 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
   const ending = createEnding(db, queue)
   const look = createLook(db)
   const signals = createSignals(db)
+  const slices = createSlices()
   let closed = false
 
+  /** A chain of calls would else be microtasks alone, and nothing but them would run. */
   async function read<T>(operation: string, body: () => T): Promise<T> {
+    if (slices.isOver()) await slices.turn()
     if (closed) throw new StoreUnavailable(`The SQLite store is closed: ${operation}.`)
     return guard(operation, body)
   }
@@ -77,7 +81,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
 
     extend: (leases, leaseMs) => write('extend', () => ending.extend(leases, now() + leaseMs)),
 
-    get: (ids) => read('get', () => ids.map(look.get)),
+    get: (ids, { some = false } = {}) => read('get', () => look.get(ids, some)),
 
     cancel: (tasks) => write('cancel', (news) => ending.cancel(tasks, news)),
 

@@ -16,6 +16,7 @@ export function testClaim(test: Define): void {
         attempt: 1,
         calls: 0,
         steps: 0,
+        order: '',
         startedAt: clock.now(),
         token: expect.stringMatching(/./) as unknown as string,
       },

@@ -15,6 +15,7 @@ export function testEnqueue(test: Define): void {
           attempts: 0,
           calls: 0,
           steps: 0,
+          order: '',
           pending: 0,
           startedAt: null,
           progress: null,

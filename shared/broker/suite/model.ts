@@ -13,6 +13,7 @@ export interface ModelTask {
   attempts: number
   calls: number
   steps: number
+  order: string
   startedAt: number | null
   progress: { done: number; total: number } | null
   record: string
@@ -39,7 +40,12 @@ export const isLive = (task: ModelTask): boolean => LIVE_STATES.some((state) => 
 
 /** Children that have not ended. */
 export function pendingOf(model: Model, id: string): number {
-  return [...model.tasks.values()].filter((one) => one.task.parent?.id === id && isLive(one)).length
+  return unfinished(model, id).length
+}
+
+function unfinished(model: Model, id: string, group?: 'one' | number): ModelTask[] {
+  const all = [...model.tasks.values()].filter((one) => one.task.parent?.id === id && isLive(one))
+  return group === undefined ? all : all.filter((one) => one.task.parent?.group === group)
 }
 
 export function enqueue(model: Model, task: NewTask): boolean {
@@ -54,6 +60,7 @@ export function enqueue(model: Model, task: NewTask): boolean {
     attempts: 0,
     calls: 0,
     steps: 0,
+    order: '',
     startedAt: null,
     progress: null,
     record: '',
@@ -105,10 +112,16 @@ export function claimed(
     if (one?.state !== 'queued') return `claimed ${task.id}, which is ${one?.state}`
     const turn = queued[i]
     if (ordered && turn && compare(place(one), place(turn)) !== 0) return `claimed ${task.id} out of turn`
-    const should = { attempt: one.attempts + 1, calls: one.calls, steps: one.steps, envelope: one.task.envelope }
-    const { attempt, calls, steps, envelope } = task
-    if (JSON.stringify({ attempt, calls, steps, envelope }) !== JSON.stringify(should))
-      return `claimed ${task.id} wrongly`
+    const { calls, steps, order } = one
+    const should = { attempt: one.attempts + 1, calls, steps, order, envelope: one.task.envelope }
+    const found = {
+      attempt: task.attempt,
+      calls: task.calls,
+      steps: task.steps,
+      order: task.order,
+      envelope: task.envelope,
+    }
+    if (JSON.stringify(found) !== JSON.stringify(should)) return `claimed ${task.id} wrongly`
     one.state = 'running'
     one.token = task.token
     one.at = model.now + request.leaseMs
@@ -144,8 +157,9 @@ export function settle(model: Model, outcome: Outcome): boolean {
       for (const { id, record } of outcome.records) model.records.set(id, record)
       one.calls = outcome.calls
       one.steps = outcome.steps
+      one.order = outcome.order
       if (!outcome.park) break
-      if (outcome.wakeAt === null && pendingOf(model, outcome.id) === 0) {
+      if (mayGoOn(model, outcome)) {
         model.front--
         toFront(model, one)
       } else {
@@ -155,6 +169,13 @@ export function settle(model: Model, outcome: Outcome): boolean {
     }
   }
   return true
+}
+
+/** Whether something that a task is parked for has ended by now. */
+function mayGoOn(model: Model, { id, wakeAt, awaits }: Outcome & { type: 'call' }): boolean {
+  if (awaits === null) return wakeAt === null && pendingOf(model, id) === 0
+  const grouped = awaits.groups.map((group) => unfinished(model, id, group).length)
+  return grouped.includes(0) || pendingOf(model, id) - grouped.reduce((a, b) => a + b, 0) < awaits.alone
 }
 
 /** Ends a live task; its parent goes on when it was the last. */
@@ -169,7 +190,9 @@ function finish(
   one.at = model.now
   const parent = one.task.parent && model.tasks.get(one.task.parent.id)
   if (!one.task.parent) one.expiresAt = how.expiresAt
-  if (parent?.state === 'waiting' && pendingOf(model, parent.task.id) === 0) {
+  const group = one.task.parent?.group
+  const isLast = (of?: 'one' | number) => unfinished(model, parent?.task.id ?? '', of).length === 0
+  if (parent?.state === 'waiting' && (isLast() || group === 'one' || (group !== undefined && isLast(group)))) {
     model.front--
     toFront(model, parent)
   }
@@ -189,7 +212,7 @@ export function stored(model: Model, id: string): Stored | null {
   const one = model.tasks.get(id)
   if (!one) return null
   if (!isLive(one)) return { id, record: one.record, live: null }
-  const { task, state, attempts, calls, steps, startedAt, progress } = one
+  const { task, state, attempts, calls, steps, order, startedAt, progress } = one
   return {
     id,
     record: null,
@@ -199,6 +222,7 @@ export function stored(model: Model, id: string): Stored | null {
       attempts,
       calls,
       steps,
+      order,
       pending: pendingOf(model, id),
       startedAt,
       progress,

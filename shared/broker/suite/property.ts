@@ -189,13 +189,23 @@ const calling = fc
     again: fc.boolean(),
     park: fc.boolean(),
     wakeS: fc.option(fc.integer({ min: 1, max: 90 }), { freq: 2 }),
+    group: fc.constantFrom('all', 'one', 'group'),
+    alone: fc.option(fc.nat({ max: 3 }), { freq: 2 }),
   })
-  .chain(({ children, step, again, park, wakeS }) =>
+  .chain(({ children, step, again, park, wakeS, group, alone }) =>
     settling(
       `call ${children.length ? children : 'nothing'}${step ? ' and a step' : ''}${park ? ', park' : ''}`,
       (model, one, scene) => {
-        const known = again ? [...model.tasks.values()].filter(({ task }) => task.parent?.id === one.task.id) : []
-        const added = children.map((kind, i) => scene.child(one.task, one.calls + i, { kind }))
+        const called = [...model.tasks.values()].filter(({ task }) => task.parent?.id === one.task.id)
+        const known = again ? called : []
+        const { id } = one.task
+        const parent = {
+          id,
+          kind: one.task.kind,
+          ...(group === 'all' ? {} : { group: group === 'one' ? group : one.calls }),
+        }
+        const added = children.map((kind, i) => scene.child(one.task, one.calls + i, { kind, parent }))
+        const groups = [...called.map(({ task }) => task), ...added].flatMap(({ parent }) => parent?.group ?? [])
         const at = one.calls + children.length
         const records = step ? [{ id: `${one.task.id}.${at}`, record: recordOf('step') }] : []
         return call(held(one), {
@@ -204,6 +214,8 @@ const calling = fc
           records,
           calls: at + records.length,
           steps: one.steps + records.length,
+          order: step ? `0:${at}` : one.order,
+          awaits: alone === null ? null : { alone, groups: [...new Set(groups.filter((group) => group !== 'one'))] },
           park,
           wakeAt: wakeS === null ? null : second(model) + wakeS * 1000,
         })
@@ -281,14 +293,14 @@ const retry = pick.map((n) =>
     `retry by hand ${n}`,
     async (model, { scene }) => {
       const one = choose(model, retriable(model), n)
-      const { calls, steps } = one
+      const { calls, steps, order } = one
       const { id, kind, priority, envelope } = one.task
-      const again = { id, kind, priority, envelope, history: { calls, steps }, ended: endedAs(one) }
+      const again = { id, kind, priority, envelope, history: { calls, steps, order }, ended: endedAs(one) }
       expect(await scene.retry([again])).toEqual(final(one) ? [one.task.id] : [])
       if (!final(one)) return
       model.tasks.delete(one.task.id)
       models.enqueue(model, { ...one.task, dueAt: null })
-      Object.assign(model.tasks.get(one.task.id) ?? {}, { calls, steps })
+      Object.assign(model.tasks.get(one.task.id) ?? {}, { calls, steps, order })
     },
     (model) => some(retriable(model))(model),
   ),

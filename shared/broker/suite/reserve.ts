@@ -4,7 +4,7 @@ import { cancellation, type Define, end, ended, ids, LEASE_MS, recordOf } from '
 
 const again = (task: NewTask, token: string | null | undefined): Retry => ({
   ...{ id: task.id, kind: task.kind, priority: task.priority, envelope: task.envelope },
-  ...{ history: { calls: 0, steps: 0 }, ...ended(task, { state: 'failed' }), token: token ?? '' },
+  ...{ history: { calls: 0, steps: 0, order: '' }, ...ended(task, { state: 'failed' }), token: token ?? '' },
 })
 
 export function testReserve(test: Define): void {

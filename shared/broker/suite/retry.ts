@@ -118,11 +118,11 @@ export function testRetry(test: Define): void {
     const [resumed] = (await claimAll({ kinds: ['sequence'] })) as [Claimed]
     await broker.settle([end(resumed, { state: 'failed' })])
 
-    await retry([{ ...task({ id: parent.id, kind: 'sequence' }), history: { calls: 2, steps: 1 } }])
+    await retry([{ ...task({ id: parent.id, kind: 'sequence' }), history: { calls: 2, steps: 1, order: '0:1' } }])
     expect(await record(`${parent.id}.0`)).toBe(recordOf(`${parent.id}.0`))
     expect(await record(step.id)).toBe(step.record)
     const [again] = (await claimAll({ kinds: ['sequence'] })) as [Claimed]
-    expect(again).toMatchObject({ id: parent.id, attempt: 1, calls: 2, steps: 1 })
+    expect(again).toMatchObject({ id: parent.id, attempt: 1, calls: 2, steps: 1, order: '0:1' })
     // Called again from the history: nothing is run twice, and there is nothing to wait for.
     await broker.settle([call(again, { children, records: [step] })])
     expect(await live(parent.id)).toMatchObject({ state: 'queued', calls: 2, steps: 1, pending: 0 })

@@ -1,6 +1,17 @@
 import { afterEach, test } from 'bun:test'
 import { encodeEnvelope, type FinalState } from '#shared/task/task.ts'
-import type { Broker, Cancellation, Claimed, ClaimRequest, Ended, Live, NewTask, Outcome, Retry } from '../broker.ts'
+import type {
+  Broker,
+  CallOutcome,
+  Cancellation,
+  Claimed,
+  ClaimRequest,
+  Ended,
+  Live,
+  NewTask,
+  Outcome,
+  Retry,
+} from '../broker.ts'
 
 /** What not every store can do; the port leaves it open. */
 export type Capability =
@@ -100,8 +111,10 @@ export function call(
     records?: readonly { id: string; record: string }[]
     park?: boolean
     wakeAt?: number | null
+    awaits?: CallOutcome['awaits']
     calls?: number
     steps?: number
+    order?: string
   } = {},
 ): Outcome {
   const { children = [], records = [] } = fields
@@ -110,8 +123,10 @@ export function call(
     type: 'call',
     calls: children.length + records.length,
     steps: records.length,
+    order: '',
     park: true,
     wakeAt: null,
+    awaits: null,
     ...fields,
     children,
     records,
@@ -177,7 +192,7 @@ export async function openScene(store: Store): Promise<{ scene: Scene; close(): 
         tasks.map(({ id }) => ({ id })),
         LEASE_MS,
       )
-      const history = { calls: 0, steps: 0 }
+      const history = { calls: 0, steps: 0, order: '' }
       return broker.retry(tasks.map((one, n) => ({ history, ended: null, ...one, token: tokens[n] ?? '' })))
     },
     add,

@@ -229,7 +229,12 @@ export function testSemantics(test: Define): void {
         broker.remove([{ id: running.id, ended: { ...ended, expiresAt: time } }]),
         broker.reserve([other], time),
         broker.retry([
-          { ...other, token: '-', history: { calls: 0, steps: 0 }, ended: { ...ended, at: time, expiresAt: null } },
+          {
+            ...other,
+            token: '-',
+            history: { calls: 0, steps: 0, order: '' },
+            ended: { ...ended, at: time, expiresAt: null },
+          },
         ]),
       ]
       for (const one of calls) await expect(one).rejects.toBeInstanceOf(TypeError)

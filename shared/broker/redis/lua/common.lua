@@ -15,17 +15,18 @@ local nowText = arg()
 local now, channels, kinds = tonumber(nowText), arg(), {}
 for i = 1, number() do kinds[i] = arg() end
 
--- A live value is "<state> <token> <started> <attempts used> <calls> <steps> <priority 1-3> <kind> <progress>\n<envelope>".
+-- A live value is "<state> <token> <started> <attempts used> <calls> <steps> <priority 1-3> <kind> <progress>\n<envelope>". A tenth word is the order of
+-- completion, where it is not that of the numbers.
 local function split(value)
   local stop = find(value, '\n', 1, true)
-  local state, token, started, attempts, calls, steps, priority, kind, progress =
-    match(sub(value, 1, stop - 1), '^(%a+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d) (%S+) (%S+)$')
+  local state, token, started, attempts, calls, steps, priority, kind, progress, order =
+    match(sub(value, 1, stop - 1), '^(%a+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d) (%S+) (%S+)(.*)$')
   return { state = state, token = token, started = started, attempts = tonumber(attempts), calls = tonumber(calls), steps = tonumber(steps),
-    priority = tonumber(priority), kind = kind, progress = progress, envelope = sub(value, stop + 1) }
+    priority = tonumber(priority), kind = kind, progress = progress, order = order, envelope = sub(value, stop + 1) }
 end
 local function join(t)
   return t.state .. ' ' .. t.token .. ' ' .. t.started .. ' ' .. t.attempts .. ' ' .. t.calls .. ' ' .. t.steps .. ' '
-    .. t.priority .. ' ' .. t.kind .. ' ' .. t.progress .. '\n' .. t.envelope
+    .. t.priority .. ' ' .. t.kind .. ' ' .. t.progress .. t.order .. '\n' .. t.envelope
 end
 
 -- Sends a variadic command 4,000 arguments at a time, under Lua's limit for unpack. Returns the sum of the replies.
@@ -113,20 +114,31 @@ local function requeue(kind, tasks)
   if #tasks > 0 then wake(kind) end
 end
 
--- Tells parents that children ended: ended[kind][parent] = how many. The last one to end puts the parent back.
+-- Where a parent's unfinished children of one group are counted that it awaits beside others.
+local function groupField(parent, group) return parent .. '\n' .. group end
+
+-- Takes children that ended off the count in a field of PENDING; true when none is left. Below zero they were not counted.
+local function countDown(field, count)
+  local left = call('HINCRBY', PENDING, field, -count)
+  if left <= 0 then call('HDEL', PENDING, field) end
+  return left == 0
+end
+
+-- Tells parents that children ended: ended[kind][parent] = { count, alone = whether one of them wakes it by itself, groups = count of each group }.
+-- The last of all, or of a group, puts the parent back.
 local function childrenEnded(ended)
   for kind, parents in pairs(ended) do
-    for id, count in pairs(parents) do
-      local left = call('HINCRBY', PENDING, id, -count)
-      if left <= 0 then
-        call('HDEL', PENDING, id)
-        local value = call('HGET', LIVE, id)
-        local t = value and split(value)
-        if t and t.state == 'waiting' and left == 0 then
-          t.id = id
-          call('ZREM', of(kind, WAITING), id)
-          requeue(kind, { t })
-        end
+    for id, e in pairs(parents) do
+      local wakes = countDown(id, e.count) or e.alone
+      for group, count in pairs(e.groups) do
+        if countDown(groupField(id, group), count) then wakes = true end
+      end
+      local value = wakes and call('HGET', LIVE, id)
+      local t = value and split(value)
+      if t and t.state == 'waiting' then
+        t.id = id
+        call('ZREM', of(kind, WAITING), id)
+        requeue(kind, { t })
       end
     end
   end
@@ -187,11 +199,11 @@ local function forgetEnded(tasks)
 end
 local function readEnded(id) return { id = id, kind = number(), state = number(), at = arg(), expiry = arg() } end
 
--- ARGV of new tasks: how many; for each: "<kind> <priority> <when due or ->", id, envelope. Mostly they begin alike: each head is read once.
+-- ARGV of new tasks: how many; for each: "<kind> <priority> <when due or -> <group, or nothing>", id, envelope. Mostly they begin alike: each head is read once.
 local taskHeads = {}
 local function readTaskHead(text)
-  local kind, priority, due = match(text, '^(%d+) (%d) (%S+)$')
-  local head = { kind = tonumber(kind), due = tonumber(due) }
+  local kind, priority, due, group = match(text, '^(%d+) (%d) (%S+) ?(%d*)$')
+  local head = { kind = tonumber(kind), due = tonumber(due), group = group ~= '' and group }
   if head.due and head.due <= now then head.due = nil end
   head.key = of(head.kind, head.due and DELAYED or tonumber(priority))
   -- Around the calls and steps of the live value.
@@ -209,7 +221,7 @@ local function newTasks()
   return tasks
 end
 
--- Adds new tasks that are not known yet, at the back; .calls, if there, is "<calls> <steps>". Returns how many were added and marks those with .created.
+-- Adds new tasks that are not known yet, at the back; .calls, if there, is "<calls> <steps>", and .order their tenth word. Returns how many were added and marks those with .created.
 local function add(tasks, check)
   local known = {}
   if check then
@@ -232,7 +244,7 @@ local function add(tasks, check)
         places[head] = to
         wake(head.kind, head.due)
       end
-      live[n], live[n + 1] = id, (t.calls and head.before .. t.calls .. head.after or head.fresh) .. t.envelope
+      live[n], live[n + 1] = id, (t.calls and head.before .. t.calls .. sub(head.after, 1, -2) .. t.order .. '\n' or head.fresh) .. t.envelope
       if head.due then to[#to + 1] = head.due end
       to[#to + 1] = head.due and id or t.envelope
     end

@@ -1,14 +1,16 @@
--- ARGV: number of outcomes; for each: "<type> <kind> <parent's kind or 0> <more> <token>", id, parent's id if there is one, then by type (more: what)
+-- ARGV: number of outcomes; for each: "<type> <kind> <parent> <more> <token>", id, parent's id if there is one, then by type (more: what). <parent> is its kind,
+-- or 0, and after a colon the group that the parent awaits the task in beside others: "one" for the task alone.
 --   end, cancel, adopt (<final state's key number>,<when it ended>,<expiry or ->): record
 --   retry (<when due>): nothing     release (-): nothing
---   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->): number of records, (id, record) of each, the new tasks
+--   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->): tenth word of the live value, number of records, (id, record) of each, the new tasks; to park: how many
+--     children it awaits alone, or - when it awaits all together, and how many groups, and the groups
 -- then 1 and the claim that follows, or 0.
 -- Returns { for each outcome the length of the task's history, or -1 when refused; the claim's reply or false }.
 -- Outcomes of one batch mostly begin alike: each beginning is read once.
 local heads = {}
 local function readHead(text)
-  local type, kind, parentKind, more, token = match(text, '^(%a+) (%d+) (%d+) (%S+) (.*)$')
-  local head = { type = type, kind = tonumber(kind), parentKind = tonumber(parentKind), token = token }
+  local type, kind, parentKind, group, more, token = match(text, '^(%a+) (%d+) (%d+):?(%w*) (%S+) (.*)$')
+  local head = { type = type, kind = tonumber(kind), parentKind = tonumber(parentKind), group = group, token = token }
   if type == 'end' or type == 'cancel' or type == 'adopt' then
     local state, at, expiry = match(more, '^(%d+),(%S+),(%S+)$')
     head.final, head.at, head.expiry = tonumber(state), at, expiry ~= '-' and expiry
@@ -29,9 +31,13 @@ for i = 1, number() do
   local o = { head = head, id = arg(), parent = head.parentKind > 0 and arg() }
   if head.final then o.record = arg()
   elseif head.type == 'call' then
-    o.records = {}
+    o.order, o.records, o.groups = arg(), {}, {}
     for j = 1, 2 * number() do o.records[j] = arg() end
     o.children = newTasks()
+    if head.park then
+      o.alone = number()
+      for j = 1, number() do o.groups[j] = arg() end
+    end
   end
   outcomes[i], ids[i] = o, o.id
 end
@@ -88,19 +94,41 @@ local function finish(o, head, line)
     end
   else
     local parents = ended[head.parentKind] or {}
-    ended[head.parentKind], parents[o.parent] = parents, (parents[o.parent] or 0) + 1
+    ended[head.parentKind] = parents
+    local e = parents[o.parent] or { count = 0, groups = {} }
+    parents[o.parent] = e
+    e.count = e.count + 1
+    if head.group == 'one' then e.alone = true
+    elseif head.group ~= '' then e.groups[head.group] = (e.groups[head.group] or 0) + 1 end
   end
+end
+
+-- Whether something that a task is parked for has ended since it looked: of so many unfinished children.
+local function mayGoOn(o, head, pending)
+  if not o.alone then return pending == 0 and not head.wake end
+  local fields, grouped = {}, 0
+  for i, group in ipairs(o.groups) do fields[i] = groupField(o.id, group) end
+  for _, left in ipairs(fetch(PENDING, fields)) do
+    if not left then return true end
+    grouped = grouped + tonumber(left)
+  end
+  return pending - grouped < o.alone
 end
 
 local function callChildren(o, head, t)
   callAll('HSET', TASKS, o.records)
-  local added = add(o.children, true)
+  local added, groups = add(o.children, true), {}
+  for _, child in ipairs(o.children) do
+    local group = child.created and child.head.group
+    if group then groups[group] = (groups[group] or 0) + 1 end
+  end
+  for group, count in pairs(groups) do call('HINCRBY', PENDING, groupField(o.id, group), count) end
   local pending = (added > 0 or head.park) and call('HINCRBY', PENDING, o.id, added) or 0
-  t.id, t.calls, t.steps = o.id, head.calls, head.steps
+  t.id, t.calls, t.steps, t.order = o.id, head.calls, head.steps, o.order
   if head.park then
     call('ZREM', of(head.kind, RUNNING), o.id)
     if pending == 0 then call('HDEL', PENDING, o.id) end
-    if pending == 0 and not head.wake then return requeue(head.kind, { t }) end
+    if mayGoOn(o, head, pending) then return requeue(head.kind, { t }) end
     t.state, t.token = 'waiting', '-'
     call('ZADD', of(head.kind, WAITING), head.wake or '+inf', o.id)
     if head.wake then wake(head.kind, head.wake) end

@@ -1,0 +1,359 @@
+import type { Broker, CallOutcome, Claimed } from '#shared/broker/broker.ts'
+import type { Clock } from '#shared/runtime/clock.ts'
+import type { Keyring } from '#shared/runtime/seal.ts'
+import type { Slices } from '#shared/runtime/slices.ts'
+import { PermanentError } from '#shared/task/errors.ts'
+import { toJson } from '#shared/task/json.ts'
+import type { Envelope, ResumePoint } from '#shared/task/task.ts'
+import { encodeThrown } from '#shared/task/thrown.ts'
+import type { Entry, SleepEntry, StepEntry } from './entries.ts'
+import { earliestOf, History, mismatch } from './history.ts'
+import { limitSize } from './limits.ts'
+import { Order } from './order.ts'
+import type { Run } from './run.ts'
+
+export interface CourseDeps {
+  readonly broker: Pick<Broker, 'get'>
+  readonly keyring: Keyring | null
+  readonly clock: Clock
+  readonly slices: Slices
+  /** How often a run whose steps go on looks for the ends of children, in ms. */
+  readonly lookMs: number
+}
+
+/** What changes with each lease of the task. */
+export interface Lease {
+  readonly claimed: Claimed
+  /** Stores a change while the run goes on. @throws when it was refused: then the run is over. */
+  commit(change: CallOutcome): Promise<void>
+  /** @throws when the run must stop, or may ask no more of the store. */
+  mayGoOn(): void
+}
+
+/** A failure that was told to the handler, and how far it had come by then. */
+interface Told {
+  entry: Entry
+  deliveries: number
+  numbers: number
+}
+
+/**
+ * The course of one run: looks up what the store knows, delivers what has completed, one at a time, stores the order before anything is done that may depend on
+ * it, starts steps, and parks. A parked run that is kept in memory goes on in place when its task is claimed again: nothing but speed depends on that.
+ */
+export class Course {
+  #lease: Lease
+  readonly run: Run
+  readonly history: History
+  readonly order: Order
+  readonly #deps: CourseDeps
+  readonly #secrets: readonly string[]
+  /** Entries that have completed, and whose delivery is not decided yet. */
+  readonly #ready = new Set<Entry>()
+  readonly #sleeps = new Set<SleepEntry>()
+  #newSteps: StepEntry[] = []
+  #endedSteps: StepEntry[] = []
+  #running = 0
+  readonly #failures: Told[] = []
+  /** Failures of entries that are no tasks, which the handler was told: it may have gone on from them. */
+  #unrecorded: Entry[] = []
+  /** Whether something was delivered that the store does not know. */
+  #mustStore = false
+  #orderStored: () => void = () => undefined
+  /** Whether children may have ended since the last look. */
+  #isStale = true
+  #signal: () => void = () => undefined
+
+  constructor(deps: CourseDeps, run: Run, task: { lease: Lease; envelope: Envelope; secrets: readonly string[] }) {
+    const { lease, envelope, secrets } = task
+    const { claimed } = lease
+    const { priority = 'normal', traceparent } = envelope
+    this.#deps = deps
+    this.#secrets = secrets
+    this.#lease = lease
+    this.run = run
+    run.onEnd = () => this.#signal()
+    this.order = new Order(claimed.order)
+    this.history = new History({ id: claimed.id, kind: claimed.kind, priority, traceparent }, claimed, {
+      ...{ broker: deps.broker, keyring: deps.keyring, slices: deps.slices, now: deps.clock.now },
+      mayRead: () => this.#lease.mayGoOn(),
+    })
+  }
+
+  get claimed(): Claimed {
+    return this.#lease.claimed
+  }
+
+  /** Whether this claim goes on where the run was parked. */
+  fits({ attempt, calls, steps, order, startedAt, envelope }: Claimed): boolean {
+    const { claimed, history } = this
+    return (
+      claimed.attempt === attempt &&
+      claimed.startedAt === startedAt &&
+      history.calls === calls &&
+      history.steps === steps &&
+      this.order.text === order &&
+      claimed.envelope === envelope
+    )
+  }
+
+  resume(lease: Lease): void {
+    this.#lease = lease
+    this.#orderStored()
+    this.#mustStore = false
+    this.#isStale = true
+  }
+
+  /** Characters of what the run was given: about what it holds in memory. */
+  get weight(): number {
+    return 2 * this.claimed.envelope.length + this.history.chars
+  }
+
+  /** Goes on until the handler ends (null), or can go no further: then gives the outcome that parks it. */
+  async advance(): Promise<CallOutcome | null> {
+    const { run } = this
+    for (;;) {
+      await run.rest()
+      if (run.ended) return null
+      await this.#look()
+      if (run.ended) continue
+      const next = this.#next()
+      if (next) this.#deliver(next)
+      else if (this.#newSteps.length + this.#running + this.#endedSteps.length > 0) await this.#work()
+      else {
+        const parked = await this.#store(true)
+        if (parked && !run.ended) return parked
+      }
+    }
+  }
+
+  /** Asks the store for what is new, and for children that may have ended. */
+  async #look(): Promise<void> {
+    const { run, history } = this
+    const made = run.takeMade()
+    const isStale = this.#isStale
+    if (made.length === 0 && !isStale) return this.#wakeSleeps()
+    this.#isStale = false
+    for (const entry of made) {
+      // Decided at rest, as it is then a function of the history like the entry itself.
+      if (entry.type === 'call') entry.group = run.open.size === 1 ? undefined : entry.size === 1 ? 'one' : entry.first
+    }
+    const looked = isStale ? [...run.open.values()] : made
+    await history.look(looked, isStale)
+    for (const entry of looked) {
+      if (entry.type === 'call' && entry.failure) entry.completedAt ??= this.#deps.clock.now()
+      if (entry.completedAt !== null) this.#ready.add(entry)
+    }
+    for (const entry of made) {
+      if (entry.type === 'step' && entry.state === 'new') this.#newSteps.push(entry)
+      if (entry.type !== 'sleep') continue
+      history.begin(entry)
+      this.#sleeps.add(entry)
+    }
+    this.#wakeSleeps()
+  }
+
+  #wakeSleeps(): void {
+    const now = this.#deps.clock.now()
+    for (const sleep of this.#sleeps) {
+      if (sleep.until === null || sleep.until > now) continue
+      sleep.completedAt = sleep.until
+      this.#sleeps.delete(sleep)
+      this.#ready.add(sleep)
+    }
+  }
+
+  /**
+   * What is delivered next. As far as earlier runs came, in their order; from then on what has completed, by the time it did. Null when that has not
+   * completed yet.
+   */
+  #next(): Entry | null {
+    const { run, order, history } = this
+    const { written } = order
+    if (written !== undefined) {
+      const entry = run.open.get(written)
+      if (!entry) throw mismatch(this.claimed, written, 'something to wait for', 'nothing')
+      return entry.completedAt === null ? null : entry
+    }
+    const [smallest] = run.open.values()
+    if (!smallest) return null
+    if (order.isDecided || run.numbers < history.before) return smallest.completedAt === null ? null : smallest
+    return this.#decide() ? this.#next() : null
+  }
+
+  /** Decides the order of all that has completed, where no earlier run has. Returns whether there is anything. */
+  #decide(): boolean {
+    const { run, order } = this
+    const ready = [...this.#ready].filter((entry) => run.open.get(entry.first) === entry)
+    this.#ready.clear()
+    ready.sort((a, b) => (a.completedAt ?? 0) - (b.completedAt ?? 0) || a.first - b.first)
+    const now = this.#deps.clock.now()
+    const decided = new Set<number>()
+    const open = run.open.keys()
+    let smallest = open.next().value
+    for (const { first, completedAt } of ready) {
+      while (smallest !== undefined && decided.has(smallest)) smallest = open.next().value
+      // A clock that runs ahead has stamped it: a later run might see another order.
+      const isCertain = (completedAt ?? 0) <= now
+      order.decide(first, first === smallest && isCertain)
+      decided.add(first)
+    }
+    if (order.isTooLong) {
+      const message = `Too much of ${this.claimed.kind} task ${this.claimed.id} completes out of order: call ctx.map for what goes side by side.`
+      throw new PermanentError(message, { code: 'order_too_long' })
+    }
+    return ready.length > 0
+  }
+
+  #deliver(entry: Entry): void {
+    const { run, order } = this
+    const told = { entry, deliveries: order.deliveries, numbers: run.numbers }
+    order.delivered()
+    run.deliver(entry)
+    if (entry.rejection) this.#failures.push(told)
+    if (entry.failure && !entry.isRecorded) this.#unrecorded.push(entry)
+    if (entry.type === 'sleep' && this.history.hasRecords) this.#mustStore = true
+  }
+
+  /** Starts new steps, and waits until one ends, or something else happens. */
+  async #work(): Promise<void> {
+    const { run } = this
+    const starting = this.#newSteps
+    const isSilent = [...run.open.values()].every((entry) => entry.type !== 'call' || entry.isSent || entry.failure)
+    const isKnown = !this.order.isUnstored && this.#unrecorded.length === 0 && !this.#mustStore
+    if (!isSilent || (starting.length > 0 && !isKnown)) await this.#store(false)
+    if (run.ended) return
+    if (starting.length > 0) {
+      this.#lease.mayGoOn()
+      this.#newSteps = []
+      this.#running += starting.length
+      for (const step of starting) if (!run.ended) run.start(step, (ended) => this.#stepEnded(ended))
+    }
+    if (this.#endedSteps.length === 0 && !run.ended) await this.#happening()
+    if (!run.ended) await this.#collect()
+  }
+
+  #stepEnded(step: StepEntry): void {
+    this.#running--
+    step.completedAt = this.#deps.clock.now()
+    this.#endedSteps.push(step)
+    this.#signal()
+  }
+
+  /** Resolves when a step or the handler has ended, a sleep is over, or it is time to look for the ends of children. */
+  async #happening(): Promise<void> {
+    const { clock, lookMs } = this.#deps
+    const over = new AbortController()
+    const happened = new Promise<void>((resolve) => {
+      this.#signal = resolve
+    })
+    const waits = [happened]
+    const wakeAt = earliestOf(this.run.open)
+    if (wakeAt !== null) waits.push(clock.sleep(Math.max(1, wakeAt - clock.now()), over.signal))
+    const awaitsChildren = [...this.run.open.values()].some((entry) => entry.type === 'call' && entry.left > 0)
+    if (awaitsChildren) {
+      this.#isStale = true
+      waits.push(clock.sleep(lookMs, over.signal))
+    }
+    await Promise.race(waits)
+    over.abort()
+    this.#signal = () => undefined
+  }
+
+  /** Stores the results of steps that have ended, along with the order in which they will be delivered. */
+  async #collect(): Promise<void> {
+    const ended = this.#endedSteps.splice(0)
+    if (ended.length === 0) return
+    if (this.#isStale) await this.#look()
+    let isStoring = false
+    for (const step of ended) {
+      this.#encode(step)
+      this.#ready.add(step)
+      if (step.failure) continue
+      // Alone it needs no time: nothing else can have completed before it.
+      this.history.keep(step, this.run.open.size > 1 ? step.completedAt : null)
+      isStoring = true
+    }
+    this.#wakeSleeps()
+    if (!isStoring || this.run.ended) return
+    if (!this.order.isDecided && this.run.numbers >= this.history.before) this.#decide()
+    await this.#store(false)
+  }
+
+  /** What the effect of a step gave, as its history will give it. */
+  #encode(step: StepEntry): void {
+    const { result } = step
+    const what = () => `The result of ${step.name} of ${this.claimed.kind} task ${this.claimed.id}`
+    try {
+      if (!result || 'thrown' in result) throw result?.thrown
+      const json = result.value === undefined ? 'null' : toJson(result.value, what())
+      limitSize(json, what)
+      step.json = json
+    } catch (error) {
+      const isOurs = result !== null && 'value' in result && !(error instanceof PermanentError)
+      const told = isOurs ? new PermanentError(messageOf(error), { code: 'bad_step_result' }) : error
+      step.failure = encodeThrown(told, this.#secrets)
+    }
+  }
+
+  /** Stores what the store does not know of this run, in several changes when it is much. The last one is given back if it parks. */
+  async #store(park: boolean): Promise<CallOutcome | null> {
+    const { run, history, order } = this
+    for (const entry of this.#unrecorded.splice(0)) {
+      if (entry.type === 'sleep') continue
+      history.keep(entry, entry.completedAt)
+      entry.isRecorded = true
+    }
+    const { done } = order.toStore()
+    let changes = 0
+    for await (const change of history.parts(run.open, order, park)) {
+      if (changes++ > 0) this.#lease.mayGoOn()
+      if (change.park) {
+        this.#orderStored = done
+        return change
+      }
+      await this.#lease.commit(change)
+      if (run.ended) return null
+    }
+    done()
+    this.#mustStore = false
+    return null
+  }
+
+  /** Where a retry goes on from, when failures of entries ended the run; undefined: from all of the history. */
+  resumePoint(error: unknown): ResumePoint | undefined {
+    const causes = causesOf(error)
+    let told = this.#failures.filter(({ entry }) => entry.rejection !== null && causes.has(entry.rejection))
+    // A handler that throws something else as soon as it is told of a failure ends because of that failure.
+    const last = this.#failures.at(-1)
+    const isAtOnce = this.run.hasEndedAtOnce && last?.deliveries === this.order.deliveries - 1
+    if (told.length === 0 && last && isAtOnce) told = [last]
+    const [first] = told
+    if (!first) return undefined
+    const order = this.order.before(first.deliveries)
+    return {
+      calls: first.numbers,
+      ...(order === '' ? {} : { order }),
+      forget: told.map(({ entry }) => [entry.first, entry.first + entry.size - 1]),
+    }
+  }
+}
+
+/** An error with all that it was made of. */
+function causesOf(error: unknown): Set<unknown> {
+  const causes = new Set<unknown>()
+  const open = [error]
+  while (open.length > 0 && causes.size < 1_000) {
+    const one = open.pop()
+    if (causes.has(one)) continue
+    causes.add(one)
+    if (!(one instanceof Error)) continue
+    if (one.cause !== undefined) open.push(one.cause)
+    if (one instanceof AggregateError) open.push(...one.errors)
+  }
+  return causes
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}

@@ -1,0 +1,265 @@
+import { type Contract, fromStored, parsePayload, payloadJson, redact } from '#shared/task/define.ts'
+import { InvalidInput, PermanentError } from '#shared/task/errors.ts'
+import { canonicalJson, digestOf } from '#shared/task/json.ts'
+import { type ParentRef, PRIORITIES } from '#shared/task/task.ts'
+import { decodeThrown, encodeThrown, type Thrown } from '#shared/task/thrown.ts'
+import type { CallOptions } from './implement.ts'
+import { limitSize } from './limits.ts'
+
+/** A hundred years: later is no time that every store and language can hold. */
+const MAX_SLEEP_MS = 100 * 365 * 86_400_000
+
+/** Payloads of one call that are written at once; more are written in slices. */
+const PREPARED_AT_ONCE = 500
+
+/** What a handler awaits of its context. */
+export type Entry = CallEntry | StepEntry | SleepEntry
+
+export type Result = { value: unknown } | { error: Error }
+
+/** What entries have in common: a number, a promise, and the moment they completed. */
+class Awaited<T> {
+  readonly first: number
+  readonly promise: Promise<T>
+  /** When it completed, in ms since the epoch; null while it has not. */
+  completedAt: number | null = null
+  /** Whether the store was asked for it, or need not be. */
+  isLooked = false
+  /** It failed by itself, and not as a task: this is kept as history when the handler goes on from it. */
+  failure: Thrown | null = null
+  /** Whether that is in the store. */
+  isRecorded = false
+  /** What its promise was rejected with. */
+  rejection: Error | null = null
+  protected resolve: (value: T) => void = () => undefined
+  protected reject: (error: Error) => void = () => undefined
+
+  constructor(first: number) {
+    this.first = first
+    this.promise = new Promise((resolve, reject) => {
+      this.resolve = resolve
+      this.reject = (error) => {
+        this.rejection = error
+        reject(error)
+      }
+    })
+  }
+}
+
+/** A durable sleep. */
+export class SleepEntry extends Awaited<void> {
+  readonly type = 'sleep'
+  readonly size = 1
+  readonly name = 'ctx.sleep'
+  readonly label = 'sleep'
+  readonly ms: number
+  /** Ms since the epoch; null before it is known. */
+  until: number | null = null
+
+  constructor(first: number, ms: number) {
+    super(first)
+    this.ms = Math.round(Math.min(Math.max(ms, 0), MAX_SLEEP_MS))
+  }
+
+  deliver(): void {
+    this.resolve()
+  }
+}
+
+/** A side effect whose result is recorded. */
+export class StepEntry extends Awaited<unknown> {
+  readonly type = 'step'
+  readonly size = 1
+  readonly name: string
+  /** Its name in the history. */
+  readonly label: string
+  state: 'new' | 'running' | 'ended' = 'new'
+  /** What its effect gave or threw, when it has ended in this run. */
+  result: { value: unknown } | { thrown: unknown } | null = null
+  /** The result as JSON. */
+  json: string | null = null
+  readonly #effect: () => unknown
+
+  constructor(first: number, label: string, effect: () => unknown) {
+    super(first)
+    this.label = label
+    this.name = `ctx.step(${JSON.stringify(label)})`
+    this.#effect = effect
+  }
+
+  start(onEnd: (step: StepEntry) => void): void {
+    this.state = 'running'
+    const end = (result: StepEntry['result']) => {
+      this.state = 'ended'
+      this.result = result
+      onEnd(this)
+    }
+    const thrown = (error: unknown) => end({ thrown: error })
+    try {
+      Promise.resolve(this.#effect()).then((value) => end({ value }), thrown)
+    } catch (error) {
+      queueMicrotask(() => thrown(error))
+    }
+  }
+
+  deliver(): void {
+    if (this.failure) this.reject(decodeThrown(this.failure))
+    else this.resolve(JSON.parse(this.json ?? 'null'))
+  }
+}
+
+/** Children called together: `ctx.call` is a group of one. Child i has number `first + i`. */
+export class CallEntry extends Awaited<unknown> {
+  readonly type = 'call'
+  readonly size: number
+  readonly name: string
+  readonly label: string
+  readonly contract: Contract
+  readonly options: CallOptions
+  /** By child; a hole where it has not ended. */
+  readonly results: (Result | undefined)[]
+  /** Children that have not ended. */
+  left: number
+  /** Children, by index, that the store does not know yet. */
+  missing: number[] = []
+  /** How the parent awaits it: see `ParentRef`. Null before the handler has come to rest. */
+  group: ParentRef['group'] | null = null
+  /** Whether the store knows all of it. */
+  isSent = false
+  /** When the last of its children ended. */
+  endedAt = 0
+  readonly #isSingle: boolean
+  readonly #payloads: readonly unknown[]
+  readonly #known: number
+  /** The payloads as they were given, as JSON. */
+  readonly #given: string[] = []
+  /** As they are stored, where they are known to fit. */
+  readonly #texts: string[] = []
+
+  constructor(call: {
+    first: number
+    contract: Contract
+    payloads: readonly unknown[]
+    options: CallOptions
+    isSingle: boolean
+    /** Length of the history: what an earlier run has called is compared, and not parsed again. */
+    known: number
+  }) {
+    super(call.first)
+    const { contract, payloads, options, isSingle, known } = call
+    this.size = payloads.length
+    this.left = payloads.length
+    this.contract = contract
+    this.options = options
+    this.name = `ctx.${isSingle ? 'call' : 'map'}(${contract.kind})`
+    this.label = `call of ${contract.kind}`
+    this.results = new Array(payloads.length)
+    this.#isSingle = isSingle
+    this.#known = known
+    this.#payloads = payloads.length > PREPARED_AT_ONCE ? payloads.slice() : payloads
+    try {
+      checkOptions(options)
+    } catch (error) {
+      this.failure = encodeThrown(error, [])
+    }
+    if (payloads.length <= PREPARED_AT_ONCE) this.prepare(Number.POSITIVE_INFINITY)
+  }
+
+  /** Copies payloads as JSON, and validates those that are new, until a moment of `performance.now()`. Returns whether that was all. */
+  prepare(until: number): boolean {
+    if (this.failure) return true
+    for (let i = this.#given.length; i < this.size; i++) {
+      try {
+        this.#prepare(i)
+      } catch (error) {
+        if (!(error instanceof InvalidInput || error instanceof PermanentError)) throw error
+        this.failure = encodeThrown(this.#isSingle ? error : named(error, i), [])
+        return true
+      }
+      if (i % 64 === 63 && performance.now() > until && i < this.size - 1) return false
+    }
+    return true
+  }
+
+  #prepare(i: number): void {
+    const given = this.#payloads[i]
+    if (this.first + i >= this.#known) {
+      const parsed = parsePayload(this.contract, given)
+      const text = JSON.stringify(parsed === undefined ? null : parsed)
+      limitSize(text, () => `The payload of ${this.name}`)
+      const same = JSON.stringify(given === undefined ? null : given) === text
+      this.#given[i] = same ? text : payloadJson(this.contract, given)
+      this.#texts[i] = text
+    } else this.#given[i] = payloadJson(this.contract, given)
+  }
+
+  /** What is stored as the payload of a child, and a digest of what was given, where that was something else. */
+  payloadOf(i: number): { text: string; given: string | undefined } {
+    const given = this.#given[i] ?? 'null'
+    let text = this.#texts[i]
+    if (text === undefined) {
+      text = JSON.stringify(
+        parsePayload(this.contract, fromStored(this.contract.json.input, JSON.parse(given))) ?? null,
+      )
+    }
+    if (text === given) return { text, given: undefined }
+    const canonical = this.#canonical(JSON.parse(given))
+    const same = canonical === this.#canonical(JSON.parse(text))
+    return { text, given: same ? undefined : digestOf(canonical) }
+  }
+
+  /** Whether what is stored of a child is what was called now. */
+  isSamePayload(i: number, stored: { payload?: unknown; given?: string | undefined }): boolean {
+    const text = this.#given[i] ?? 'null'
+    if (stored.given === undefined && JSON.stringify(stored.payload) === text) return true
+    const given = this.#canonical(JSON.parse(text))
+    return stored.given === undefined ? this.#canonical(stored.payload) === given : stored.given === digestOf(given)
+  }
+
+  #canonical(payload: unknown): string {
+    return canonicalJson(redact(this.contract, payload))
+  }
+
+  /** Notes how a child ended, and when. */
+  end(i: number, result: Result, endedAt: number): void {
+    if (this.results[i] !== undefined) return
+    this.results[i] = result
+    this.left--
+    this.endedAt = Math.max(this.endedAt, endedAt)
+    if (this.left === 0) this.completedAt = this.endedAt
+  }
+
+  /** The failure that `deliver` rejects with, if it does. */
+  get error(): Error | undefined {
+    const failed = this.results.find((result) => result && 'error' in result)
+    return failed && 'error' in failed ? failed.error : undefined
+  }
+
+  deliver(): void {
+    const error = this.failure ? decodeThrown(this.failure) : this.error
+    const values = this.results.map((result) => (result && 'value' in result ? result.value : undefined))
+    if (error) this.reject(error)
+    else this.resolve(this.#isSingle ? values[0] : values)
+  }
+}
+
+function named(error: Error, i: number): Error {
+  if (!(error instanceof InvalidInput)) return error
+  const issues = error.issues.map(({ path, message }) => ({ path: path.replace(/^payload/, `payloads.${i}`), message }))
+  return new InvalidInput(error.message, issues)
+}
+
+/** Untyped code may give anything. */
+function checkOptions(options: CallOptions): void {
+  const issues = Object.entries(options).flatMap(([name, value]) => {
+    const path = `options.${name}`
+    if (name === 'priority') {
+      if (value === undefined || PRIORITIES.some((priority) => priority === value)) return []
+      return [{ path, message: `Expected one of ${PRIORITIES.join(', ')}` }]
+    }
+    if (name !== 'maxAttempts') return [{ path, message: 'There is no such option: use priority or maxAttempts' }]
+    if (value === undefined || (Number.isSafeInteger(value) && value >= 1 && value <= 100)) return []
+    return [{ path, message: 'Expected a whole number from 1 to 100' }]
+  })
+  if (issues.length > 0) throw new InvalidInput('The options of a call do not fit.', issues)
+}
