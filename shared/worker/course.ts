@@ -56,7 +56,7 @@ export class Course {
   #running = 0
   readonly #failures: Told[] = []
   /** Failures of entries that are no tasks, which the handler was told: it may have gone on from them. */
-  #unrecorded: Entry[] = []
+  #unrecorded: Told[] = []
   /** Whether something was delivered that the store does not know. */
   #mustStore = false
   #orderStored: () => void = () => undefined
@@ -211,7 +211,7 @@ export class Course {
     order.delivered()
     run.deliver(entry)
     if (entry.rejection) this.#failures.push(told)
-    if (entry.failure && !entry.isRecorded) this.#unrecorded.push(entry)
+    if (entry.failure && !entry.isRecorded) this.#unrecorded.push(told)
     if (entry.type === 'sleep' && this.history.hasRecords) this.#mustStore = true
   }
 
@@ -220,7 +220,8 @@ export class Course {
     const { run } = this
     const starting = this.#newSteps
     const isSilent = [...run.open.values()].every((entry) => entry.type !== 'call' || entry.isSent || entry.failure)
-    const isKnown = !this.order.isUnstored && this.#unrecorded.length === 0 && !this.#mustStore
+    const isRecorded = this.#unrecorded.every((told) => told.numbers === run.numbers)
+    const isKnown = !this.order.isUnstored && isRecorded && !this.#mustStore
     if (!isSilent || (starting.length > 0 && !isKnown)) await this.#store(false)
     if (run.ended) return
     if (starting.length > 0) {
@@ -235,7 +236,7 @@ export class Course {
 
   #stepEnded(step: StepEntry): void {
     this.#running--
-    step.completedAt = this.#deps.clock.now()
+    step.endedAt = this.#deps.clock.now()
     this.#endedSteps.push(step)
     this.#signal()
   }
@@ -268,6 +269,7 @@ export class Course {
     let isStoring = false
     for (const step of ended) {
       this.#encode(step)
+      step.completedAt = step.endedAt
       this.#ready.add(step)
       if (step.failure) continue
       // Alone it needs no time: nothing else can have completed before it.
@@ -299,11 +301,13 @@ export class Course {
   /** Stores what the store does not know of this run, in several changes when it is much. The last one is given back if it parks. */
   async #store(park: boolean): Promise<CallOutcome | null> {
     const { run, history, order } = this
-    for (const entry of this.#unrecorded.splice(0)) {
+    // A failure after which nothing was made has no consequences yet: should the run be lost, the step may be tried again.
+    for (const { entry } of this.#unrecorded.filter((told) => told.numbers < run.numbers)) {
       if (entry.type === 'sleep') continue
       history.keep(entry, entry.completedAt)
       entry.isRecorded = true
     }
+    this.#unrecorded = this.#unrecorded.filter(({ entry }) => !entry.isRecorded)
     const { done } = order.toStore()
     let changes = 0
     for await (const change of history.parts(run.open, order, park)) {

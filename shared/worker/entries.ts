@@ -78,6 +78,8 @@ export class StepEntry extends Awaited<unknown> {
   result: { value: unknown } | { thrown: unknown } | null = null
   /** The result as JSON. */
   json: string | null = null
+  /** When its effect ended; it completes when that is stored. */
+  endedAt = 0
   readonly #effect: () => unknown
 
   constructor(first: number, label: string, effect: () => unknown) {

@@ -351,11 +351,19 @@ function requireJson(value: unknown, what: string): void {
   }
 }
 
+interface Judgement {
+  type: string
+  message: string
+  statusCode: number
+  afterMs: number | null
+  permanent: boolean
+}
+
 /** What an error says of the task: whether it may be tried again, when at the earliest, and what to tell. */
-function judge(error: unknown) {
+function judge(error: unknown): Judgement {
   const message = textOf(error)
   const type = error instanceof TaskerError ? String(error.code) : 'error'
-  const known = { type, message, statusCode: 500, afterMs: null as number | null, permanent: false }
+  const known: Judgement = { type, message, statusCode: 500, afterMs: null, permanent: false }
   if (error instanceof InvalidInput) {
     const details = error.issues.map((issue) => `${issue.path}: ${issue.message}`).join('; ')
     return { ...known, message: `${message} ${details}`, statusCode: 422, permanent: true }
@@ -365,5 +373,13 @@ function judge(error: unknown) {
   if (error instanceof RetryLater)
     return { ...known, statusCode: statusCodeOf(error.statusCode), afterMs: error.afterMs }
   if (error instanceof RunAborted) return { ...known, statusCode: 504 }
+  // Of `Promise.any`: it can help to try again if it can help one of them.
+  if (error instanceof AggregateError && error.errors.length > 0) {
+    const all = error.errors.slice(0, 1_000).map(judge)
+    const [first = known] = all
+    const details = all.slice(0, 3).map((one) => one.message)
+    const isPermanent = all.every(({ permanent }) => permanent)
+    return { ...first, message: `${message}: ${details.join('; ')}`, permanent: isPermanent }
+  }
   return known
 }
