@@ -45,13 +45,17 @@ export async function play(
     const envelope = encodeEnvelope({ task_id: ROOT, kind: program.kind, payload: { body, of: 'start' } })
     await broker.enqueue([{ id: ROOT, kind: program.kind, priority: 'normal', envelope }])
     const workers: Mortal[] = []
+    let isRetried = false
     for (let round = 0; round < MAX_ROUNDS; round++) {
       const record = await recordOf(broker, ROOT)
       if (record) {
-        if (record.status === undefined) return await judge(broker, record, body, world)
+        if (record.status === undefined) {
+          return (await judge(broker, record, body, world)) ?? (isRetried ? null : changedMind(world))
+        }
         if (record.error?.type === 'history_mismatch' || record.error?.type === 'outside_wait') return record.result
         clock.advance(1)
         await retryTask(deps, ROOT)
+        isRetried = true
       }
       if (isRough && chance(40)) await cancelTree(deps, ROOT).catch(() => undefined)
       if (workers.length === 0 || chance(3)) {
@@ -132,6 +136,20 @@ async function judge(broker: Broker, record: FinalRecord, body: Program, world: 
   const labels = await labelsIn(broker, ROOT, record)
   const twice = labels.find((label, i) => labels.indexOf(label) !== i)
   return twice === undefined ? null : `${twice} is in the history twice: ${JSON.stringify(labels)}`
+}
+
+/**
+ * An effect that was begun twice, and given something else the second time: the run that began it was not bound to its course. A retry by hand may forget
+ * what came before an effect; nothing else may.
+ */
+function changedMind({ executions }: World): string | null {
+  const given = new Map<string, string>()
+  for (const { label, of } of executions) {
+    const before = given.get(label) ?? of
+    if (before !== of) return `${label} was begun with ${before}, and again with ${of}`
+    given.set(label, of)
+  }
+  return null
 }
 
 /** The places of a program that a history and those below it tell of. */
