@@ -28,9 +28,9 @@ export async function retryTask(deps: TreeDeps, id: string): Promise<void> {
   await reserve()
   // It may have been retried, and have ended anew, before it was reserved.
   const { record, ...task } = await retriable(deps, id)
-  // The record of a cancelled task is older than the truth: its run may have called more children before it was cancelled.
+  // The record of a cancelled task is a little older than its end: its run may have called more children before it was cancelled.
   const length = await lengthOf(broker, id, record.calls ?? 0)
-  const resume: ResumePoint = record.resume ?? { calls: length, order: record.order ?? '', forget: [] }
+  const resume = record.resume ?? allOf(record, length)
   let steps = 0
   for await (const children of childrenOf(broker, id, length)) {
     const gone = children.filter((child) => isForgotten(child, numberOf(child.id), record, resume))
@@ -42,6 +42,14 @@ export async function retryTask(deps: TreeDeps, id: string): Promise<void> {
   const history = { calls: Math.min(resume.calls, length), steps, order: resume.order ?? '' }
   const retried = await broker.retry([{ ...task, history, token: await reserve() }])
   if (!retried.includes(id)) throw new StateConflict(`Task ${id} was retried or deleted by someone else just now.`)
+}
+
+/**
+ * Where a record does not tell: a cancelled task goes on from its history as the record tells it, as the order of what came after it is not known. Of one that failed
+ * all failures are forgotten.
+ */
+function allOf({ status, calls = 0, order = '' }: FinalRecord, length: number): ResumePoint {
+  return status === 'cancelled' ? { calls, order, forget: [] } : { calls: length, forget: [[0, length]] }
 }
 
 /** Whether a retry does without an entry of the history, and makes it again if the handler still does. */

@@ -253,21 +253,29 @@ class ClaimedRun implements Execution {
     const code = this.#aborted?.code
     if (code === 'lease_lost' || code === 'cancelled') return null
     if (code === 'stopping') return { ...this.#lease(), type: 'release' }
-    const failure = judge(error)
+    const judged = judge(error)
     const contract = this.#implementation?.contract
     const rules = contract?.retry
     const maxAttempts = this.#envelope?.max_attempts ?? rules?.maxAttempts ?? 1
     const { attempt } = this.claimed
-    if (!failure.permanent && rules && mayRetry(attempt, maxAttempts)) {
+    if (!judged.permanent && rules && mayRetry(attempt, maxAttempts)) {
       const random = this.#deps.random()
-      const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: failure.afterMs })
+      const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: judged.afterMs })
       return { ...this.#lease(), type: 'retry', at: this.#deps.clock.now() + waitMs }
     }
     const secrets = contract && this.#payload !== undefined ? secretsIn(contract, this.#payload) : []
-    const message = maskSecrets(failure.message, secrets)
-    const { type, statusCode } = failure
-    const resume = this.#aborted ? undefined : this.#course?.resumePoint(error)
-    return this.#end({ state: 'failed', statusCode, error: { type, message: message.slice(0, MAX_MESSAGE) }, resume })
+    const message = maskSecrets(judged.message, secrets)
+    const { type, statusCode } = judged
+    const failure = { type, message: message.slice(0, MAX_MESSAGE) }
+    return this.#end({ state: 'failed', statusCode, error: failure, resume: this.#resumePoint(error) })
+  }
+
+  /** Where a retry goes on from, if there is any history. */
+  #resumePoint(error: unknown): ResumePoint | undefined {
+    const { calls } = this.#course?.history ?? this.claimed
+    const order = this.#course?.order.text ?? this.claimed.order
+    const point = this.#aborted ? undefined : this.#course?.resumePoint(error)
+    return point ?? { calls, ...(order === '' ? {} : { order }), forget: [] }
   }
 
   #end(
