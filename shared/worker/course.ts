@@ -106,7 +106,9 @@ export class Course {
 
   /** Characters of what the run was given: about what it holds in memory. */
   get weight(): number {
-    return 2 * this.claimed.envelope.length + this.history.chars
+    let chars = 2 * this.claimed.envelope.length + this.history.chars
+    for (const entry of this.run.open.values()) if (entry.type === 'call') chars += entry.chars
+    return chars
   }
 
   /** Goes on until the handler ends (null), or can go no further: then gives the outcome that parks it. */

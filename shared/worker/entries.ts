@@ -12,8 +12,13 @@ const MAX_SLEEP_MS = 100 * 365 * 86_400_000
 /** Payloads of one call that are written at once; more are written in slices. */
 const PREPARED_AT_ONCE = 500
 
+/** What a child costs beside its payload, in characters. */
+const CHARS_EACH = 16
+
 /** What a handler awaits of its context. */
 export type Entry = CallEntry | StepEntry | SleepEntry
+
+const OPEN = Symbol('open')
 
 export type Result = { value: unknown } | { error: Error }
 
@@ -118,8 +123,6 @@ export class CallEntry extends Awaited<unknown> {
   readonly label: string
   readonly contract: Contract
   readonly options: CallOptions
-  /** By child; a hole where it has not ended. */
-  readonly results: (Result | undefined)[]
   /** Children that have not ended. */
   left: number
   /** Children, by index, that the store does not know yet. */
@@ -128,9 +131,15 @@ export class CallEntry extends Awaited<unknown> {
   group: ParentRef['group'] | null = null
   /** Whether the store knows all of it. */
   isSent = false
+  /** Characters that it holds. */
+  chars = 0
   /** When the last of its children ended. */
   endedAt = 0
   readonly #isSingle: boolean
+  /** Results by child; `OPEN` where it has not ended. */
+  readonly #values: unknown[]
+  /** The failure of the child with the lowest number that failed. */
+  #failed: { i: number; error: Error } | null = null
   readonly #payloads: readonly unknown[]
   readonly #known: number
   /** The payloads as they were given, as JSON. */
@@ -155,7 +164,7 @@ export class CallEntry extends Awaited<unknown> {
     this.options = options
     this.name = `ctx.${isSingle ? 'call' : 'map'}(${contract.kind})`
     this.label = `call of ${contract.kind}`
-    this.results = new Array(payloads.length)
+    this.#values = Array.from({ length: payloads.length }, () => OPEN)
     this.#isSingle = isSingle
     this.#known = known
     this.#payloads = payloads.length > PREPARED_AT_ONCE ? payloads.slice() : payloads
@@ -193,6 +202,7 @@ export class CallEntry extends Awaited<unknown> {
       this.#given[i] = same ? text : payloadJson(this.contract, given)
       this.#texts[i] = text
     } else this.#given[i] = payloadJson(this.contract, given)
+    this.chars += (this.#given[i]?.length ?? 0) + CHARS_EACH
   }
 
   /** What is stored as the payload of a child, and a digest of what was given, where that was something else. */
@@ -224,24 +234,25 @@ export class CallEntry extends Awaited<unknown> {
 
   /** Notes how a child ended, and when. */
   end(i: number, result: Result, endedAt: number): void {
-    if (this.results[i] !== undefined) return
-    this.results[i] = result
+    if (this.hasEnded(i)) return
+    if ('value' in result) this.#values[i] = result.value
+    else {
+      this.#values[i] = undefined
+      if (this.#failed === null || i < this.#failed.i) this.#failed = { i, error: result.error }
+    }
     this.left--
     this.endedAt = Math.max(this.endedAt, endedAt)
     if (this.left === 0) this.completedAt = this.endedAt
   }
 
-  /** The failure that `deliver` rejects with, if it does. */
-  get error(): Error | undefined {
-    const failed = this.results.find((result) => result && 'error' in result)
-    return failed && 'error' in failed ? failed.error : undefined
+  hasEnded(i: number): boolean {
+    return this.#values[i] !== OPEN
   }
 
   deliver(): void {
-    const error = this.failure ? decodeThrown(this.failure) : this.error
-    const values = this.results.map((result) => (result && 'value' in result ? result.value : undefined))
+    const error = this.failure ? decodeThrown(this.failure) : this.#failed?.error
     if (error) this.reject(error)
-    else this.resolve(this.#isSingle ? values[0] : values)
+    else this.resolve(this.#isSingle ? this.#values[0] : this.#values)
   }
 }
 

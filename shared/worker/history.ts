@@ -46,7 +46,7 @@ export class History {
   readonly #ahead = new Map<number, Stored>()
   /** What is to be written with the next change. */
   #records: { id: string; record: string }[] = []
-  /** Characters that a run has been given and has called with: about what it holds in memory. */
+  /** Characters of results that a run was given. */
   chars = 0
 
   constructor(parent: Parent, length: { calls: number; steps: number }, deps: HistoryDeps) {
@@ -73,7 +73,7 @@ export class History {
       if (entry.type === 'call' && isNew) await this.#prepare(entry)
       for (let i = 0; i < entry.size; i++) {
         const n = entry.first + i
-        if (entry.type === 'call' && entry.results[i] !== undefined) continue
+        if (entry.type === 'call' && entry.hasEnded(i)) continue
         if (n >= this.calls) {
           if (entry.type === 'call' && isNew) entry.missing.push(i)
           continue
@@ -141,13 +141,13 @@ export class History {
       if (entry.type === 'call' && !failure) entry.missing.push(n - entry.first)
       return
     }
-    this.chars += (stored.record ?? '').length
     if (stored.live) {
       if (entry.type !== 'call' || failure) throw this.#mismatch(n, `a call of ${stored.live.kind}`, entry.label)
       this.#live(entry, n, stored.live.envelope)
       return
     }
     const record = readRecord(stored.record)
+    this.chars += record?.result.length ?? 0
     if (record?.step !== undefined || entry.type !== 'call') this.#own(entry, n, record)
     else entry.end(n - entry.first, this.#resultOf(entry, n, record), record?.finished_at ?? this.#deps.now())
   }
@@ -277,7 +277,6 @@ export class History {
         }
         children.push(child)
         chars += child.envelope.length
-        this.chars += child.envelope.length
         this.calls = Math.max(this.calls, entry.first + i + 1)
       }
       entry.missing = []

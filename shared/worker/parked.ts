@@ -3,7 +3,7 @@ import type { Course } from './course.ts'
 
 /** Parked runs that are kept in memory, and characters that they were given: about half of the bytes that they hold. */
 const MAX_RUNS = 10_000
-const MAX_CHARS = 32_000_000
+const MAX_CHARS = 64_000_000
 /** One whose task does not come back for so long has perhaps ended elsewhere, and is begun again from its history if not. */
 const MAX_AGE_MS = 60_000
 

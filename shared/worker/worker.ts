@@ -32,8 +32,11 @@ export interface WorkerOptions {
 export interface DrainLimits {
   /** Claims no more after so many tasks. */
   readonly maxTasks?: number
-  /** Claims no more, and lets no run ask more of the store, when this gives false: for a budget of requests. */
-  readonly mayGoOn?: () => boolean
+  /**
+   * Claims no more, and lets no run ask more of the store, when this gives false: for a budget of requests. It is given the number of runs under way, each of which may
+   * need a call of its own to end.
+   */
+  readonly mayGoOn?: (runs: number) => boolean
 }
 
 export interface DrainReport {
@@ -117,7 +120,7 @@ export function createWorker(options: WorkerOptions): Worker {
       options.implementations.map((implementation) => [implementation.contract.kind, implementation]),
     ),
     commit: async (outcome) => (await settle([outcome]))[0] === true,
-    mayGoOn: () => limits.mayGoOn?.() ?? true,
+    mayGoOn,
   })
 
   const keeping = { broker, clock, log, held, tidy: () => executor.tidy() }
@@ -207,6 +210,10 @@ export function createWorker(options: WorkerOptions): Worker {
     return Math.min(MAX_PAUSE_MS, 100 * 2 ** Math.min(times, 10)) * (0.5 + random() / 2)
   }
 
+  function mayGoOn(): boolean {
+    return limits.mayGoOn?.(running) ?? true
+  }
+
   /** While others run, what ends in one turn of the event loop goes together; a lone task waits for nothing. */
   function gather(): Promise<void> {
     return running > 0 ? nextTurn() : Promise.resolve()
@@ -247,7 +254,7 @@ export function createWorker(options: WorkerOptions): Worker {
   /** At most half of the slots in one call, so that one half runs while the other is settled. */
   function claimRequest(): ClaimRequest | undefined {
     const limit = Math.min(room(), Math.ceil(concurrency / 2), mayWait() - waiting.length)
-    if (limit <= 0 || stopping || limits.mayGoOn?.() === false) return undefined
+    if (limit <= 0 || stopping || !mayGoOn()) return undefined
     const now = timeNow()
     const takeBack = now >= Math.min(nextLook, dueAt)
     if (takeBack) {
@@ -493,7 +500,7 @@ export function createWorker(options: WorkerOptions): Worker {
       taken = 0
       queued.clear()
       limits = given
-      const { maxTasks = Infinity, mayGoOn = () => true } = limits
+      const { maxTasks = Infinity } = limits
       await work(signal, () => mayGoOn() && (held.size > 0 || (more && taken < maxTasks)))
       return { ran: taken, more, queued: [...queued] }
     },

@@ -44,7 +44,6 @@ export function createRestClient(options: RestClientOptions): RedisClient {
   }
 
   async function send<T>(name: string, work: () => Promise<T>): Promise<T> {
-    onRequest()
     try {
       return await work()
     } catch (error) {
@@ -59,17 +58,21 @@ export function createRestClient(options: RestClientOptions): RedisClient {
   return {
     async eval(script, keys, args) {
       if (closing.signal.aborted) throw new StoreUnavailable('The connection to the store is closed.')
+      // Before anything is waited for: who counts its requests must know of those that are on their way.
+      onRequest()
       const hash = await script.sha(SHEBANG)
       const texts = args.map(String)
       try {
         return await send(script.name, () => redis.evalsha(hash, keys, texts))
       } catch (error) {
         if (replyCode(error) !== 'NOSCRIPT') throw error
+        onRequest()
         return send(script.name, () => redis.eval(SHEBANG + script.text, keys, texts))
       }
     },
 
     async publish(channel, message) {
+      onRequest()
       await send('publish', () => redis.publish(channel, message)).catch(() => undefined)
     },
 

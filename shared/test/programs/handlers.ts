@@ -10,10 +10,10 @@ import type { Output, Program } from './program.ts'
 const retry = { maxAttempts: 60, backoffMs: 5, maxBackoffMs: 10 }
 const anyJson = z.any()
 
-export const leaf = defineTask({ kind: 'leaf', description: 'A leaf.', input: anyJson, output: anyJson, retry })
+const leaf = defineTask({ kind: 'leaf', description: 'A leaf.', input: anyJson, output: anyJson, retry })
 const rules = { description: 'Runs a program.', input: anyJson, output: anyJson, timeoutMs: 3_600_000 }
 export const program = defineTask({ kind: 'program', ...rules, retry: { ...retry, maxAttempts: 8 } })
-export const part = defineTask({ kind: 'part', ...rules, retry })
+const part = defineTask({ kind: 'part', ...rules, retry })
 export const contracts = { leaf, program, part }
 
 /** What every effect and every leaf did: its place in the program, what it was given, and whether it failed. */
