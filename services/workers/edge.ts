@@ -12,9 +12,8 @@ import { createWaker } from '../wake.ts'
 /** Requests that are kept back to settle, to extend leases and to wake others when the budget is nearly used up. */
 const RESERVE = 8
 
-/** Runs at once: edge runtimes allow few connections at a time. */
-const CONCURRENCY = 100
-const CONCURRENCY_WITH_REQUESTS = 5
+/** Runs at once, unless the entry point says otherwise: each may need requests of its own, and edge runtimes allow few connections at a time. */
+const CONCURRENCY = 5
 
 /**
  * A worker that drains when it is called: on `scheduled`, and on `POST /drain` with the bearer token of `DRAIN_TOKEN`. It stops within the limits of time, tasks and
@@ -25,13 +24,16 @@ export function createWorkerEdge(options: {
   implementations: (config: Config, fetch: typeof globalThis.fetch) => readonly Implementation[]
   /** Whether handlers make requests of their own. */
   makesRequests?: boolean
+  /** Runs at once. More than the default is for handlers that await nothing. */
+  concurrency?: number
 }): EdgeModule {
   const waker = createWaker()
 
   async function drain(invocation: Invocation): Promise<DrainReport> {
     const { config, broker, keyring, log, requests, count } = invocation
-    const concurrency = options.makesRequests ? CONCURRENCY_WITH_REQUESTS : CONCURRENCY
-    const reserve = RESERVE + (options.makesRequests ? concurrency : 0)
+    const { concurrency = CONCURRENCY } = options
+    /** What a run under way may still need: a call to store what it has done, one to give it back, and a request of its own before that. */
+    const perRun = options.makesRequests ? 3 : 2
     const counted = (...args: Parameters<typeof fetch>) => {
       count()
       return fetch(...args)
@@ -45,7 +47,7 @@ export function createWorkerEdge(options: {
     })
     const limits = {
       maxTasks: config.drain.maxTasks,
-      mayGoOn: () => requests() < config.drain.maxRequests - reserve,
+      mayGoOn: (runs: number) => requests() + RESERVE + runs * perRun < config.drain.maxRequests,
     }
     const report = await worker.drain(limits, AbortSignal.timeout(config.drain.maxMs))
     const kinds = implementations.map(({ contract }) => contract.kind)

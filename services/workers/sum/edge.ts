@@ -1,4 +1,4 @@
 import { createWorkerEdge } from '../edge.ts'
 import sum from './worker.ts'
 
-export default createWorkerEdge({ implementations: () => [sum] })
+export default createWorkerEdge({ implementations: () => [sum], concurrency: 100 })
