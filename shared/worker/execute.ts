@@ -58,11 +58,7 @@ export function createExecutor(deps: ExecutorDeps): Executor {
   return {
     execute: (claimed) => new ClaimedRun(shared, claimed),
     parked(id, accepted) {
-      const run = kept.get(id)?.run
-      if (accepted && !run?.hasSignal) return
-      kept.drop(id)
-      // Whatever it does beside waiting hears that this run is given up.
-      if (accepted) run?.abort(new RunAborted('parked', `Task ${id} waits, and this run of it is given up.`))
+      if (!accepted) kept.drop(id)
     },
     tidy: () => kept.dropOld(deps.clock.now()),
   }
@@ -218,8 +214,11 @@ class ClaimedRun implements Execution {
   }
 
   #park(course: Course, change: CallOutcome): Outcome {
+    const { run, claimed } = course
     this.#over = true
-    this.#deps.kept.keep(course, this.#deps.clock.now())
+    // What it does beside waiting hears that it holds no slot any more: this run is given up.
+    if (run.hasSignal) run.abort(new RunAborted('parked', `Task ${claimed.id} waits, and this run of it is given up.`))
+    else this.#deps.kept.keep(course, this.#deps.clock.now())
     return { ...this.#lease(), ...change }
   }
 

@@ -38,10 +38,6 @@ export class ParkedRuns {
     return kept.course.fits(claimed) ? kept.course : undefined
   }
 
-  get(id: string): Course | undefined {
-    return this.#kept.get(id)?.course
-  }
-
   drop(id: string): void {
     this.#chars -= this.#kept.get(id)?.chars ?? 0
     this.#kept.delete(id)

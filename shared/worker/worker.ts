@@ -234,7 +234,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** Slots that are free. Tasks that wait to be settled hold none, but not without bound. */
   function room(): number {
-    const free = concurrency - running - waiting.length
+    const free = Math.min(concurrency - running - waiting.length, mayWait() - waiting.length)
     return Math.min(free, 2 * concurrency - held.size, (limits.maxTasks ?? Infinity) - taken) - asked
   }
 
@@ -253,7 +253,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** At most half of the slots in one call, so that one half runs while the other is settled. */
   function claimRequest(): ClaimRequest | undefined {
-    const limit = Math.min(room(), Math.ceil(concurrency / 2), mayWait() - waiting.length)
+    const limit = Math.min(room(), Math.ceil(concurrency / 2))
     if (limit <= 0 || stopping || !mayGoOn()) return undefined
     const now = timeNow()
     const takeBack = now >= Math.min(nextLook, dueAt)

@@ -1,0 +1,239 @@
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import type { Broker } from '#shared/broker/broker.ts'
+import { nextTurn, systemClock } from '#shared/runtime/clock.ts'
+import { type PermanentError, StoreUnavailable } from '#shared/task/errors.ts'
+import { stores } from '#shared/test/stores.ts'
+import { adder, kind, type WorkerScene, workerScene } from '#shared/test/worker-scene.ts'
+import { type Context, implement } from './implement.ts'
+
+const parent = kind('parent', { retry: { maxAttempts: 3, backoffMs: 10 } })
+const busy = kind('busy', { retry: { maxAttempts: 2 } })
+
+/** Holds the event loop, as a handler does that computes. */
+function compute(ms: number): void {
+  const until = performance.now() + ms
+  while (performance.now() < until);
+}
+
+describe.each(stores)('a handler on $name', (store) => {
+  let scene: WorkerScene
+  beforeEach(() => {
+    scene = workerScene(store)
+  })
+  afterEach(() => scene.broker.close())
+
+  test('that computes lets heartbeats through between tasks, and leaves other workers their part', async () => {
+    const { create, recordOf, worker, broker } = scene
+    const ids: string[] = []
+    for (let i = 0; i < 60; i++) ids.push(await create(busy))
+    // Time is real here: what is tried is the event loop. 60 × 20 ms are four leases long.
+    const ran = new Map<string, string[]>()
+    const options = { clock: systemClock, leaseMs: 300, broker: { ...broker, claim: watched(broker) } }
+    const claimed: number[] = []
+    function watched(inner: Broker): Broker['claim'] {
+      return async (request) => {
+        const claim = await inner.claim(request)
+        claimed.push(claim.tasks.length)
+        return claim
+      }
+    }
+    const workers = ['first', 'second'].map((name) =>
+      worker(
+        [
+          implement(busy, (_, ctx) => {
+            ran.set(ctx.taskId, [...(ran.get(ctx.taskId) ?? []), name])
+            compute(20)
+          }),
+        ],
+        options,
+      ).drain(),
+    )
+    await Promise.all(workers)
+    for (const id of ids) expect(await recordOf(id)).toMatchObject({ status_code: 200, attempt: 1 })
+    const runs = [...ran.values()]
+    expect(runs.every((one) => one.length === 1)).toBe(true)
+    expect(new Set(runs.flat())).toEqual(new Set(['first', 'second']))
+  })
+
+  test('that works on beside a wait hears by its signal that its run is given up', async () => {
+    const { create, recordOf, worker } = scene
+    const slow = kind('slow')
+    let active = 0
+    let most = 0
+    const outside = async (signal: AbortSignal) => {
+      most = Math.max(most, ++active)
+      for (let turn = 0; turn < 20 && !signal.aborted; turn++) await nextTurn()
+      active--
+      signal.throwIfAborted()
+      return 'done'
+    }
+    const handler = implement(parent, async (_, ctx) => Promise.all([ctx.call(slow, 1), outside(ctx.signal)]))
+    const ids = [await create(parent), await create(parent), await create(parent)]
+    const list = [handler, implement(slow, (n) => n)]
+    await worker(list, { concurrency: 1 }).drain()
+    for (const id of ids) expect(await recordOf(id)).toMatchObject({ result: '[1,"done"]', attempt: 1 })
+    // One that has just been told is still on its way out.
+    expect(most).toBeLessThanOrEqual(2)
+    expect(active).toBe(0)
+  })
+
+  describe('steps of a run that is over do not begin:', () => {
+    test('after a cancel, and after a time-out', async () => {
+      const { clock, create, recordOf, cancel, worker } = scene
+      for (const how of ['cancelled', 'timeout']) {
+        const effects: string[] = []
+        const begun = Promise.withResolvers<AbortSignal>()
+        const gate = Promise.withResolvers<void>()
+        const handler = implement(parent, async (_, ctx) => {
+          const mine = ctx.attempt
+          begun.resolve(ctx.signal)
+          if (mine === 1) await gate.promise
+          await ctx.step('charge', () => void effects.push(`charged in attempt ${mine}`))
+        })
+        const id = await create(parent, {}, { timeout_ms: 1_000, max_attempts: 2 })
+        const drained = worker([handler], { leaseMs: 3_000 }).drain()
+        const signal = await begun.promise
+        if (how === 'cancelled') await cancel(id, parent)
+        clock.advance(1_250)
+        while (!signal.aborted) await nextTurn()
+        await drained
+        clock.advance(60_000)
+        await worker([handler]).drain()
+        gate.resolve()
+        for (let turn = 0; turn < 5; turn++) await nextTurn()
+        expect(effects).toEqual(how === 'cancelled' ? [] : ['charged in attempt 2'])
+        expect((await recordOf(id)).status).toBe(how === 'cancelled' ? 'cancelled' : undefined)
+      }
+    })
+
+    test('nor after the handler has returned, and a ctx that was kept says so', async () => {
+      const { create, worker } = scene
+      const kept: Context[] = []
+      await create(parent)
+      await worker([implement(parent, (_, ctx) => void kept.push(ctx))]).drain()
+      const [ctx] = kept
+      const errors = await Promise.all([
+        ctx?.step('late', () => expect.unreachable()).catch((error: PermanentError) => error),
+        ctx?.call(parent, {}).catch((error: PermanentError) => error),
+        ctx?.sleep(1).catch((error: PermanentError) => error),
+      ])
+      for (const error of errors) {
+        expect(error).toMatchObject({ code: 'run_over', message: expect.stringContaining('await all calls') })
+      }
+      // A timer that a handler has left behind takes no process down.
+      ctx?.progress(1, 2)
+      ctx?.emit('late')
+    })
+  })
+
+  test.each<[string, () => unknown]>([
+    ['a function', () => () => 1],
+    ['a BigInt', () => 1n],
+    [
+      'a cycle',
+      () => {
+        const cycle: Record<string, unknown> = {}
+        cycle['self'] = cycle
+        return cycle
+      },
+    ],
+    ['a Map', () => new Map([[1, 2]])],
+    ['no number', () => ({ price: Number.NaN })],
+  ])('whose step gives %s fails at once, and its effect is not repeated', async (_, effect) => {
+    const { create, recordOf, clock, worker } = scene
+    let effects = 0
+    const handler = implement(parent, (_payload, ctx) =>
+      ctx.step('charge', () => {
+        effects++
+        return effect()
+      }),
+    )
+    const id = await create(parent)
+    for (let attempt = 1; attempt <= 3; attempt++) {
+      await worker([handler]).drain()
+      clock.advance(60_000)
+    }
+    const record = await recordOf(id)
+    expect(record).toMatchObject({ status: 'failed', attempt: 1, error: { type: 'bad_step_result' } })
+    expect(record.result).toContain('ctx.step("charge")')
+    expect(effects).toBe(1)
+  })
+
+  test('that gives a result JSON cannot hold fails with a sentence', async () => {
+    const { create, recordOf, worker } = scene
+    const id = await create(parent)
+    await worker([implement(parent, () => ({ at: { last: new Set([1]) } }))]).drain()
+    expect(await recordOf(id)).toMatchObject({ error: { type: 'invalid_output' }, attempt: 1 })
+    expect((await recordOf(id)).result).toContain('.at.last is a Set')
+  })
+
+  test.each<[string, (ctx: Context) => unknown, string]>([
+    ['progress of text', (ctx) => ctx.progress('10 %' as never, 100), 'bad_progress'],
+    ['progress of no number', (ctx) => ctx.progress(Number.NaN, 100), 'bad_progress'],
+    ['progress of less than nothing', (ctx) => ctx.progress(-1, 100), 'bad_progress'],
+    ['a chunk that is no text', (ctx) => ctx.emit({} as never), 'bad_chunk'],
+    ['a step without a name', (ctx) => ctx.step('', () => 1), 'bad_step'],
+    ['a step without an effect', (ctx) => ctx.step('a', 1 as never), 'bad_step'],
+    ['a sleep of text', (ctx) => ctx.sleep('1s' as never), 'bad_sleep'],
+    ['a map of no list', (ctx) => ctx.map(parent, {} as never), 'bad_payloads'],
+    ['an option that there is not', (ctx) => ctx.call(parent, {}, { timeoutMs: undefined } as never), 'invalid_input'],
+    ['no attempts', (ctx) => ctx.call(parent, {}, { maxAttempts: 0 }), 'invalid_input'],
+    ['an unknown priority', (ctx) => ctx.call(parent, {}, { priority: 'urgent' as never }), 'invalid_input'],
+  ])('that gives %s is told so, and nobody else is harmed', async (_, misuse, type) => {
+    const { create, recordOf, worker, broker } = scene
+    const id = await create(parent)
+    const drained = worker([implement(parent, async (_payload, ctx) => misuse(ctx)), adder])
+    await drained.drain()
+    expect(await recordOf(id)).toMatchObject({ status: 'failed', attempt: 1, error: { type } })
+    expect(await broker.stats(['parent'])).toMatchObject([{ failed: 1, queued: 0 }])
+  })
+
+  test.each(['claim', 'settle', 'extend'] as const)(
+    'is left to others when its worker meets an error in %s that nobody foresaw',
+    async (method) => {
+      const { broker, clock, create, recordOf, worker } = scene
+      const broken: Broker = { ...broker, [method]: () => Promise.reject(new TypeError('nobody foresaw this')) }
+      const begun = Promise.withResolvers<void>()
+      const id = await create(busy)
+      const list = [
+        implement(busy, () => {
+          begun.resolve()
+          return method === 'extend' ? new Promise(() => undefined) : 'done'
+        }),
+      ]
+      const loop = worker(list, { broker: broken, leaseMs: 3_000 }).loop(new AbortController().signal)
+      if (method === 'extend') {
+        await begun.promise
+        clock.advance(1_000)
+      }
+      expect(await loop.catch((error: Error) => error.message)).toBe('nobody foresaw this')
+      // Nothing was given back or settled: it goes to another when its lease ends.
+      clock.advance(3_000)
+      await worker([implement(busy, () => 'by another')]).drain()
+      expect(await recordOf(id)).toMatchObject({ result: 'by another' })
+    },
+  )
+
+  test('is not begun while the store is away, and the worker goes on when it is back', async () => {
+    const { broker, clock, create, recordOf, worker } = scene
+    const id = await create(parent)
+    let away = 3
+    const flaky: Broker = {
+      ...broker,
+      get: (...args) => (away-- > 0 ? Promise.reject(new StoreUnavailable('away')) : broker.get(...args)),
+    }
+    const handler = implement(parent, async (_, ctx) => {
+      await ctx.step('first', () => 1)
+      return ctx.call(busy, {})
+    })
+    const loop = new AbortController()
+    const looping = worker([handler, implement(busy, () => 'called')], { broker: flaky }).loop(loop.signal)
+    for (let turn = 0; turn < 2_000 && (await broker.get([id]))[0]?.live; turn++) {
+      await nextTurn()
+      clock.advance(50)
+    }
+    loop.abort()
+    await looping
+    expect(await recordOf(id)).toMatchObject({ result: 'called', attempt: 1 })
+  })
+})
