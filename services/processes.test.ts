@@ -15,6 +15,7 @@ interface Task {
   children: { total: number; done: number }
 }
 
+const BROKEN_WORKER = Bun.fileURLToPath(new URL('../shared/test/broken-worker.ts', import.meta.url))
 const BLOCKING_WORKER = Bun.fileURLToPath(new URL('../shared/test/blocking-worker.ts', import.meta.url))
 
 const cleanups: (() => unknown)[] = []
@@ -204,6 +205,23 @@ describe('a process for each service on Redis', () => {
     for (const record of records) expect(record).toMatchObject({ result: '3', status_code: 200, attempt: 2 })
     expect(await blocked.ended).toBe('SIGKILL')
     expect(blocked.output()).toContain('A handler has blocked this process')
+  }, 30_000)
+
+  test('a worker that meets an error nobody foresaw ends with a code, whatever would keep it alive, and others go on', async () => {
+    const redis = await startRedis()
+    cleanups.push(() => redis.stop())
+    const client = new Redis(redis.url)
+    cleanups.push(() => client.disconnect())
+    await client.lpush('sum_task_queue', '{"task_id":"one","payload":{"num1":1,"num2":2}}')
+    const settings = { REDIS_URL: redis.url, TASKER_LEASE_MS: '1000', LOG_LEVEL: 'info' }
+    const broken = startProcess(BROKEN_WORKER, settings)
+    await broken.prints('Broken.')
+    const began = performance.now()
+    expect(await broken.ended).toBe(1)
+    expect(performance.now() - began).toBeLessThan(1_500)
+    await startProcess('services/workers/sum/main.ts', settings).prints('Working.')
+    while ((await client.hlen('tasks')) < 1) await client.ping()
+    expect(JSON.parse((await client.hget('tasks', 'one')) ?? '')).toMatchObject({ result: '3', attempt: 2 })
   }, 30_000)
 
   test('Redis away: 503 and nothing accepted, and everybody goes on by themselves when it is back', async () => {

@@ -1,4 +1,5 @@
 import { afterEach, describe, expect, test } from 'bun:test'
+import * as z from 'zod'
 import { contracts } from '#services/workers/contracts.ts'
 import type { Broker } from '#shared/broker/broker.ts'
 import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
@@ -7,6 +8,7 @@ import { MAX_BODY } from '#shared/http/body.ts'
 import { nextTurn } from '#shared/runtime/clock.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { createKeyring, newKey, openPayload } from '#shared/runtime/seal.ts'
+import { defineTask } from '#shared/task/define.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
 import type { Envelope } from '#shared/task/task.ts'
 import { type CreatorDeps, createApp } from './app.ts'
@@ -83,6 +85,23 @@ describe('POST /{kind}', () => {
         payload: shown,
         created_at: NOW,
       })
+    }
+  })
+
+  test.each([
+    [z.array(z.number()), [1, 2]],
+    [z.string(), 'text'],
+    [z.null(), null],
+    [z.union([z.string(), z.object({ a: z.number() })]), { a: 1 }],
+    [z.object({ payload: z.string() }), { payload: 'a field of its own' }],
+  ])('a payload of %p is taken, wrapped and bare', async (input, payload) => {
+    const other = defineTask({ kind: 'other', description: 'Another kind.', input, output: z.null() })
+    const { post, envelopeOf } = await setup({ contracts: { other } })
+    for (const body of [{ payload }, payload]) {
+      const response = await post('/other', body)
+      expect(response.status).toBe(201)
+      const { task_id } = (await response.json()) as { task_id: string }
+      expect(await envelopeOf(task_id)).toMatchObject({ payload })
     }
   })
 

@@ -44,7 +44,7 @@ export type TaskOptions = z.output<typeof optionsSchema>
  * @throws InvalidInput naming everything in payload and options that is wrong.
  */
 export function readCreation(contract: Contract, body: unknown): { payload: unknown; options: TaskOptions } {
-  const { payload, options } = unwrap(body)
+  const { payload, options } = unwrap(contract, body)
   const issues: Issue[] = []
   const parsedPayload = collect(issues, () => parsePayload(contract, payload))
   const parsedOptions = optionsSchema.safeParse(options)
@@ -74,12 +74,17 @@ export function readBatch<C extends Contract>(contract: C, body: unknown): Paylo
   return payloads
 }
 
-function unwrap(body: unknown): { payload: unknown; options: unknown } {
-  if (isObject(body) && isObject(body['payload'])) {
+function unwrap(contract: Contract, body: unknown): { payload: unknown; options: unknown } {
+  if (isObject(body) && Object.hasOwn(body, 'payload') && (isObject(body['payload']) || !hasPayloadField(contract))) {
     const { payload, options = {}, ...others } = body
     if (Object.keys(others).length === 0) return { payload, options }
   }
   return { payload: body, options: {} }
+}
+
+/** Whether the kind's own payload may be an object with a field of this name, so that a body with one may be the payload itself. */
+function hasPayloadField({ input }: Contract): boolean {
+  return input instanceof z.ZodObject ? Object.hasOwn(input.shape, 'payload') : input instanceof z.ZodRecord
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

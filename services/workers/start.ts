@@ -39,6 +39,8 @@ export async function startWorker(
   try {
     await worker.loop(signal)
   } catch (error) {
+    const { stack = '' } = error instanceof Error ? error : new Error(String(error))
+    log.error('An error that nobody foresaw ends this worker. Its tasks go to others when their leases end.', { stack })
     endWithin(END_MS)
     throw error
   }

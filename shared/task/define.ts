@@ -80,14 +80,17 @@ export function secret<S extends z.ZodType>(schema: S): S {
   return schema.meta({ secret: true, writeOnly: true, format: 'password' })
 }
 
-function secretPaths(schema: z.ZodType): string[][] {
+function secretPaths(schema: z.ZodType, above: readonly z.ZodType[] = []): string[][] {
+  // A schema may contain itself.
+  if (above.includes(schema)) return []
+  const inside = [...above, schema]
   if (schema.meta()?.['secret'] === true) return [[]]
   if (schema instanceof z.ZodOptional || schema instanceof z.ZodNullable || schema instanceof z.ZodDefault) {
-    return secretPaths(schema.unwrap() as z.ZodType)
+    return secretPaths(schema.unwrap() as z.ZodType, inside)
   }
   if (!(schema instanceof z.ZodObject)) return []
   return Object.entries(schema.shape).flatMap(([name, field]) =>
-    secretPaths(field as z.ZodType).map((path) => [name, ...path]),
+    secretPaths(field as z.ZodType, inside).map((path) => [name, ...path]),
   )
 }
 

@@ -25,7 +25,8 @@ export class ParkedRuns {
     this.#kept.set(id, { course, chars, since: now })
     this.#chars += chars
     for (const oldest of this.#kept.keys()) {
-      if (this.#kept.size <= MAX_RUNS && this.#chars <= MAX_CHARS) break
+      const fits = this.#kept.size <= MAX_RUNS && this.#chars <= MAX_CHARS
+      if (fits || oldest === id) break
       this.drop(oldest)
     }
   }
