@@ -37,12 +37,16 @@ const stores: { name: string; open(now: () => number): Broker }[] = [
 
 /** The longest times for which work held the event loop, in ms, longest first. */
 async function holdsOf(work: () => Promise<unknown>): Promise<number[]> {
-  const holds: number[] = []
+  /** Filled with zeros, so that one that is longer than the last is among the longest. */
+  const holds: number[] = new Array(20).fill(0)
   let last = performance.now()
   let isDone = false
   const look = () => {
     const now = performance.now()
-    holds.push(now - last)
+    if (now - last > (holds.at(-1) ?? 0)) {
+      holds.push(now - last)
+      holds.sort((a, b) => b - a).splice(20)
+    }
     last = now
     if (!isDone) setImmediate(look)
   }
@@ -50,7 +54,7 @@ async function holdsOf(work: () => Promise<unknown>): Promise<number[]> {
   await work()
   isDone = true
   look()
-  return holds.toSorted((a, b) => b - a).slice(0, 20)
+  return holds
 }
 
 describe.each(stores)(`with ${TASKS.toLocaleString('en')} tasks, on $name,`, (store) => {
@@ -95,7 +99,8 @@ describe.each(stores)(`with ${TASKS.toLocaleString('en')} tasks, on $name,`, (st
     [
       'sweeping them',
       async () => {
-        time += 60_000
+        // Workers have stamped them by the real clock.
+        time = Date.now() + 60_000
         while ((await sweepOnce(deps(), 500)).expired > 0);
       },
     ],
