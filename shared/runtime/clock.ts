@@ -25,8 +25,11 @@ export const systemClock: Clock = {
 
 /** Resolves when all that can go on without outside help has done so: after the microtasks that are queued now. */
 export function nextTurn(): Promise<void> {
-  return new Promise((resolve) => {
-    if (typeof setImmediate === 'function') setImmediate(resolve)
-    else setTimeout(resolve, 0)
-  })
+  return new Promise(onNextTurn)
+}
+
+/** Calls back when all that can go on without outside help has done so. */
+export function onNextTurn(call: () => void): void {
+  if (typeof setImmediate === 'function') setImmediate(call)
+  else setTimeout(call, 0)
 }

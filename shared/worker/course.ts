@@ -59,7 +59,8 @@ export class Course {
   #unrecorded: Told[] = []
   /** Whether something was delivered that the store does not know. */
   #mustStore = false
-  #orderStored: () => void = () => undefined
+  /** Deliveries that the store has when it has accepted the park. */
+  #storedWhenParked = 0
   /** Whether children may have ended since the last look. */
   #isStale = true
   #signal: () => void = () => undefined
@@ -99,7 +100,7 @@ export class Course {
 
   resume(lease: Lease): void {
     this.#lease = lease
-    this.#orderStored()
+    this.order.stored(this.#storedWhenParked)
     this.#mustStore = false
     this.#isStale = true
   }
@@ -115,9 +116,11 @@ export class Course {
   async advance(): Promise<CallOutcome | null> {
     const { run } = this
     for (;;) {
-      await run.rest()
+      const resting = run.rest()
+      if (resting) await resting
       if (run.ended) return null
-      await this.#look()
+      const looking = this.#look()
+      if (looking) await looking
       if (run.ended) continue
       const next = this.#next()
       if (next) this.#deliver(next)
@@ -129,19 +132,28 @@ export class Course {
     }
   }
 
-  /** Asks the store for what is new, and for children that may have ended. */
-  async #look(): Promise<void> {
+  /** Asks the store for what is new, and for children that may have ended; null when there is nothing to wait for. */
+  #look(): Promise<void> | null {
     const { run, history } = this
     const made = run.takeMade()
     const isStale = this.#isStale
-    if (made.length === 0 && !isStale) return this.#wakeSleeps()
+    if (made.length === 0 && !isStale) {
+      this.#wakeSleeps()
+      return null
+    }
     this.#isStale = false
     for (const entry of made) {
       // Decided at rest, as it is then a function of the history like the entry itself.
       if (entry.type === 'call') entry.group = run.open.size === 1 ? undefined : entry.size === 1 ? 'one' : entry.first
     }
     const looked = isStale ? [...run.open.values()] : made
-    await history.look(looked, isStale)
+    const reading = history.look(looked, isStale)
+    if (reading) return reading.then(() => this.#looked(looked, made))
+    this.#looked(looked, made)
+    return null
+  }
+
+  #looked(looked: readonly Entry[], made: readonly Entry[]): void {
     for (const entry of looked) {
       if (entry.type === 'call' && entry.failure) entry.completedAt ??= this.#deps.clock.now()
       if (entry.completedAt !== null) this.#ready.add(entry)
@@ -149,7 +161,7 @@ export class Course {
     for (const entry of made) {
       if (entry.type === 'step' && entry.state === 'new') this.#newSteps.push(entry)
       if (entry.type !== 'sleep') continue
-      history.begin(entry)
+      this.history.begin(entry)
       this.#sleeps.add(entry)
     }
     this.#wakeSleeps()
@@ -186,6 +198,7 @@ export class Course {
   /** Decides the order of all that has completed, where no earlier run has. Returns whether there is anything. */
   #decide(): boolean {
     const { run, order } = this
+    if (this.#ready.size === 0) return false
     const ready = [...this.#ready].filter((entry) => run.open.get(entry.first) === entry)
     this.#ready.clear()
     ready.sort((a, b) => (a.completedAt ?? 0) - (b.completedAt ?? 0) || a.first - b.first)
@@ -209,11 +222,14 @@ export class Course {
 
   #deliver(entry: Entry): void {
     const { run, order } = this
-    const told = { entry, deliveries: order.deliveries, numbers: run.numbers }
+    const { numbers } = run
     order.delivered()
     run.deliver(entry)
-    if (entry.rejection) this.#failures.push(told)
-    if (entry.failure && !entry.isRecorded) this.#unrecorded.push(told)
+    if (entry.rejection) {
+      const told = { entry, deliveries: order.deliveries - 1, numbers }
+      this.#failures.push(told)
+      if (entry.failure && !entry.isRecorded) this.#unrecorded.push(told)
+    }
     if (entry.type === 'sleep' && this.history.hasRecords) this.#mustStore = true
   }
 
@@ -221,7 +237,7 @@ export class Course {
   async #work(): Promise<void> {
     const { run } = this
     const starting = this.#newSteps
-    const isSilent = [...run.open.values()].every((entry) => entry.type !== 'call' || entry.isSent || entry.failure)
+    const isSilent = run.open.size === starting.length + this.#running || !this.#hasUnsent()
     const isRecorded = this.#unrecorded.every((told) => told.numbers === run.numbers)
     const isKnown = !this.order.isUnstored && isRecorded && !this.#mustStore
     if (!isSilent || (starting.length > 0 && !isKnown)) await this.#store(false)
@@ -236,6 +252,13 @@ export class Course {
     if (!run.ended) await this.#collect()
   }
 
+  #hasUnsent(): boolean {
+    for (const entry of this.run.open.values()) {
+      if (entry.type === 'call' && !entry.isSent && !entry.failure) return true
+    }
+    return false
+  }
+
   #stepEnded(step: StepEntry): void {
     this.#running--
     step.endedAt = this.#deps.clock.now()
@@ -246,10 +269,12 @@ export class Course {
   /** Resolves when a step or the handler has ended, a sleep is over, or it is time to look for the ends of children. */
   async #happening(): Promise<void> {
     const { clock, lookMs } = this.#deps
-    const over = new AbortController()
     const happened = new Promise<void>((resolve) => {
       this.#signal = resolve
     })
+    // Nearly always steps alone are awaited.
+    if (this.run.open.size === this.#running) return happened
+    const over = new AbortController()
     const waits = [happened]
     const wakeAt = earliestOf(this.run.open)
     if (wakeAt !== null) waits.push(clock.sleep(Math.max(1, wakeAt - clock.now()), over.signal))
@@ -267,7 +292,8 @@ export class Course {
   async #collect(): Promise<void> {
     const ended = this.#endedSteps.splice(0)
     if (ended.length === 0) return
-    if (this.#isStale) await this.#look()
+    const looking = this.#isStale && this.#look()
+    if (looking) await looking
     let isStoring = false
     for (const step of ended) {
       this.#encode(step)
@@ -303,27 +329,32 @@ export class Course {
   /** Stores what the store does not know of this run, in several changes when it is much. The last one is given back if it parks. */
   async #store(park: boolean): Promise<CallOutcome | null> {
     const { run, history, order } = this
-    // A failure after which nothing was made has no consequences yet: should the run be lost, the step may be tried again.
-    for (const { entry } of this.#unrecorded.filter((told) => told.numbers < run.numbers)) {
-      if (entry.type === 'sleep') continue
-      history.keep(entry, entry.completedAt)
-      entry.isRecorded = true
-    }
-    this.#unrecorded = this.#unrecorded.filter(({ entry }) => !entry.isRecorded)
-    const { done } = order.toStore()
+    if (this.#unrecorded.length > 0) this.#keepFailures()
+    const size = order.size
+    const only = history.change(run.open, order, park)
     let changes = 0
-    for await (const change of history.parts(run.open, order, park)) {
+    for await (const change of only ? [only] : history.parts(run.open, order, park)) {
       if (changes++ > 0) this.#lease.mayGoOn()
       if (change.park) {
-        this.#orderStored = done
+        this.#storedWhenParked = size
         return change
       }
       await this.#lease.commit(change)
       if (run.ended) return null
     }
-    done()
+    order.stored(size)
     this.#mustStore = false
     return null
+  }
+
+  /** Keeps failures that the handler went on from. One after which nothing was made has no consequences yet: should the run be lost, the step may be tried again. */
+  #keepFailures(): void {
+    for (const { entry } of this.#unrecorded.filter((told) => told.numbers < this.run.numbers)) {
+      if (entry.type === 'sleep') continue
+      this.history.keep(entry, entry.completedAt)
+      entry.isRecorded = true
+    }
+    this.#unrecorded = this.#unrecorded.filter(({ entry }) => !entry.isRecorded)
   }
 
   /** Where a retry goes on from, when failures of entries ended the run; undefined: from all of the history. */

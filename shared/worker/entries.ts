@@ -45,6 +45,8 @@ class Awaited<T> {
       this.resolve = resolve
       this.reject = (error) => {
         this.rejection = error
+        // A handler may await one call and never look at another one that failed.
+        this.promise.catch(() => undefined)
         reject(error)
       }
     })
@@ -75,7 +77,6 @@ export class SleepEntry extends Awaited<void> {
 export class StepEntry extends Awaited<unknown> {
   readonly type = 'step'
   readonly size = 1
-  readonly name: string
   /** Its name in the history. */
   readonly label: string
   state: 'new' | 'running' | 'ended' = 'new'
@@ -90,8 +91,11 @@ export class StepEntry extends Awaited<unknown> {
   constructor(first: number, label: string, effect: () => unknown) {
     super(first)
     this.label = label
-    this.name = `ctx.step(${JSON.stringify(label)})`
     this.#effect = effect
+  }
+
+  get name(): string {
+    return `ctx.step(${JSON.stringify(this.label)})`
   }
 
   start(onEnd: (step: StepEntry) => void): void {
@@ -119,8 +123,6 @@ export class StepEntry extends Awaited<unknown> {
 export class CallEntry extends Awaited<unknown> {
   readonly type = 'call'
   readonly size: number
-  readonly name: string
-  readonly label: string
   readonly contract: Contract
   readonly options: CallOptions
   /** Children that have not ended. */
@@ -162,8 +164,6 @@ export class CallEntry extends Awaited<unknown> {
     this.left = payloads.length
     this.contract = contract
     this.options = options
-    this.name = `ctx.${isSingle ? 'call' : 'map'}(${contract.kind})`
-    this.label = `call of ${contract.kind}`
     this.#values = Array.from({ length: payloads.length }, () => OPEN)
     this.#isSingle = isSingle
     this.#known = known
@@ -176,9 +176,17 @@ export class CallEntry extends Awaited<unknown> {
     if (payloads.length <= PREPARED_AT_ONCE) this.prepare(Number.POSITIVE_INFINITY)
   }
 
+  get name(): string {
+    return `ctx.${this.#isSingle ? 'call' : 'map'}(${this.contract.kind})`
+  }
+
+  get label(): string {
+    return `call of ${this.contract.kind}`
+  }
+
   /** Copies payloads as JSON, and validates those that are new, until a moment of `performance.now()`. Returns whether that was all. */
   prepare(until: number): boolean {
-    if (this.failure) return true
+    if (this.failure || this.#given.length === this.size) return true
     for (let i = this.#given.length; i < this.size; i++) {
       try {
         this.#prepare(i)

@@ -54,7 +54,8 @@ export interface Executor {
 /** The pipeline that turns claimed tasks into outcomes: read, validate, unseal, run, and judge how it ended. */
 export function createExecutor(deps: ExecutorDeps): Executor {
   const kept = new ParkedRuns()
-  const shared: Shared = { ...deps, kept, turn: createTurns() }
+  const emit = (id: string, chunk: string) => void deps.broker.emit([{ id, chunk }]).catch(() => undefined)
+  const shared: Shared = { ...deps, kept, turn: createTurns(), emit }
   return {
     execute: (claimed) => new ClaimedRun(shared, claimed),
     parked(id, accepted) {
@@ -68,6 +69,7 @@ interface Shared extends ExecutorDeps {
   readonly kept: ParkedRuns
   /** The present turn of the event loop. */
   readonly turn: () => Turn
+  readonly emit: (id: string, chunk: string) => void
 }
 
 function createTurns(): () => Turn {
@@ -150,22 +152,16 @@ class ClaimedRun implements Execution {
     const { claimed } = this
     const { contract } = this.#implementation
     this.#payload = payload
-    const { kept, broker, turn } = this.#deps
-    const parked = kept.take(claimed)
+    const parked = this.#deps.kept.take(claimed)
     if (parked) {
       parked.resume(this.#courseLease())
       return this.#follow(parked)
     }
-    const emit = (chunk: string) => void broker.emit([{ id: claimed.id, chunk }]).catch(() => undefined)
-    const secrets = contract.secrets.length > 0 ? secretsIn(contract, payload) : []
-    const run = new Run(
-      this.#implementation,
-      { id: claimed.id, attempt: claimed.attempt, payload },
-      { turn: turn(), known: claimed.calls, emit },
-    )
+    const run = new Run(this.#implementation, claimed, payload, this.#deps)
     this.#run = run
     // Nearly all handlers await nothing.
     if (run.ended?.type === 'returned' && !run.unawaited) return this.#succeeded(run.ended.value)
+    const secrets = contract.secrets.length > 0 ? secretsIn(contract, payload) : []
     return this.#follow(new Course(this.#deps, run, { lease: this.#courseLease(), envelope, secrets }))
   }
 

@@ -12,6 +12,8 @@ import type { Order } from './order.ts'
 /** A fan-out goes to the store in parts of so many children or characters, so that no call grows over about half a megabyte. */
 const PART_TASKS = 500
 const PART_CHARS = 400_000
+/** About how much longer an envelope is than its payload. */
+const ENVELOPE_CHARS = 250
 
 /** Entries that one read asks for; the store stops at about a megabyte. */
 const READ_ENTRIES = 4_000
@@ -63,14 +65,15 @@ export class History {
    *
    * @throws HistoryMismatch naming the call.
    */
-  async look(open: Iterable<Entry>, again: boolean): Promise<void> {
+  look(open: readonly Entry[], again: boolean): Promise<void> | null {
+    const unprepared = open.filter((entry) => entry.type === 'call' && !entry.prepare(0))
+    if (unprepared.length > 0) return this.#prepare(unprepared).then(() => this.look(open, again) ?? undefined)
     const numbers: number[] = []
     const owners: Entry[] = []
     for (const entry of open) {
       const isNew = !entry.isLooked
       if (!isNew && !(again && entry.type === 'call' && entry.left > 0 && !entry.failure)) continue
       entry.isLooked = true
-      if (entry.type === 'call' && isNew) await this.#prepare(entry)
       for (let i = 0; i < entry.size; i++) {
         const n = entry.first + i
         if (entry.type === 'call' && entry.hasEnded(i)) continue
@@ -88,11 +91,13 @@ export class History {
         owners.push(entry)
       }
     }
-    if (numbers.length > 0) await this.#read(numbers, owners)
+    return numbers.length > 0 ? this.#read(numbers, owners) : null
   }
 
-  async #prepare(entry: CallEntry): Promise<void> {
-    while (!entry.prepare(performance.now() + 8)) await this.#deps.slices.turn()
+  async #prepare(entries: readonly Entry[]): Promise<void> {
+    for (const entry of entries) {
+      while (entry.type === 'call' && !entry.prepare(performance.now() + 8)) await this.#deps.slices.turn()
+    }
   }
 
   async #read(numbers: number[], owners: Entry[]): Promise<void> {
@@ -240,6 +245,43 @@ export class History {
     return this.#records.length > 0
   }
 
+  /** What the run has to say as one outcome; null when it is too much for one, or must be sealed. */
+  change(open: ReadonlyMap<number, Entry>, order: Order, park: boolean): CallOutcome | null {
+    let [tasks, chars] = [0, charsOf(this.#records)]
+    const unsent: CallEntry[] = []
+    for (const entry of open.values()) {
+      if (entry.type !== 'call' || entry.isSent || entry.failure) continue
+      if (entry.contract.secrets.length > 0) return null
+      unsent.push(entry)
+      tasks += entry.missing.length
+      chars += entry.chars + entry.size * ENVELOPE_CHARS
+    }
+    if (tasks > PART_TASKS || this.#records.length > PART_TASKS || chars > PART_CHARS) return null
+    const children: NewTask[] = []
+    for (const entry of unsent) {
+      const childOf = this.#children(entry)
+      for (const i of entry.missing.sort((a, b) => a - b)) {
+        const { text, given } = entry.payloadOf(i)
+        children.push(childOf(i, text, given))
+        this.calls = Math.max(this.calls, entry.first + i + 1)
+      }
+      entry.missing = []
+      entry.isSent = true
+    }
+    return this.#outcome(children, this.#records.splice(0), { open, order, park })
+  }
+
+  #outcome(
+    children: readonly NewTask[],
+    records: { id: string; record: string }[],
+    { open, order, park }: { open: ReadonlyMap<number, Entry>; order: Order; park: boolean },
+  ): CallOutcome {
+    const wakeAt = park ? earliestOf(open) : null
+    const awaits = park ? awaitsOf(open) : null
+    const { calls, steps } = this
+    return { type: 'call', children, records, calls, steps, order: order.text, park, wakeAt, awaits }
+  }
+
   /**
    * What the run has to say, in parts, each an outcome: records, and missing children in the order of their numbers. There is always a last one, and only
    * that one parks.
@@ -247,29 +289,18 @@ export class History {
   async *parts(open: ReadonlyMap<number, Entry>, order: Order, park: boolean): AsyncGenerator<CallOutcome> {
     const part = (children: NewTask[], isLast: boolean): CallOutcome => {
       const records = this.#records.splice(0, isLast ? this.#records.length : PART_TASKS)
-      const { calls, steps } = this
-      const isPark = park && isLast
-      return {
-        type: 'call',
-        children,
-        records,
-        calls,
-        steps,
-        order: order.text,
-        park: isPark,
-        wakeAt: isPark ? earliestOf(open) : null,
-        awaits: isPark ? awaitsOf(open) : null,
-      }
+      return this.#outcome(children, records, { open, order, park: park && isLast })
     }
     while (this.#records.length > PART_TASKS || charsOf(this.#records) > PART_CHARS) yield part([], false)
     let children: NewTask[] = []
     let chars = 0
     for (const entry of open.values()) {
       if (entry.type !== 'call' || entry.isSent || entry.failure) continue
-      const envelopeOf = this.#envelopes(entry)
-      entry.missing.sort((a, b) => a - b)
-      for (const i of entry.missing) {
-        const child = await envelopeOf(i)
+      const childOf = this.#children(entry)
+      const isSealed = entry.contract.secrets.length > 0
+      for (const i of entry.missing.sort((a, b) => a - b)) {
+        const { text, given } = entry.payloadOf(i)
+        const child = childOf(i, isSealed ? await this.#sealed(entry, i, text) : text, given)
         if (children.length >= PART_TASKS || (children.length > 0 && chars + child.envelope.length > PART_CHARS)) {
           yield part(children, false)
           children = []
@@ -285,8 +316,8 @@ export class History {
     yield part(children, true)
   }
 
-  /** Makes the children of one entry. What they share is written once. */
-  #envelopes(entry: CallEntry): (i: number) => NewTask | Promise<NewTask> {
+  /** Makes the children of one entry from their payloads as text. What they share is written once. */
+  #children(entry: CallEntry): (i: number, text: string, given: string | undefined) => NewTask {
     const { contract, options, first } = entry
     const { parent } = this
     const priority = options.priority ?? parent.priority
@@ -301,23 +332,15 @@ export class History {
     }).slice(1)
     const begin = `{"task_id":${JSON.stringify(parent.id).slice(0, -1)}.`
     const middle = `","v":1,"kind":"${contract.kind}","payload":`
-    const make = (i: number, text: string, given: string | undefined): NewTask => {
+    return (i, text, given) => {
       const digest = given === undefined ? '' : `"given":"${given}",`
       const envelope = `${begin}${first + i}${middle}${text},${digest}${rest}`
       return { id: childId(parent.id, first + i), kind: contract.kind, priority, parent: ref, envelope }
     }
-    if (contract.secrets.length > 0) return (i) => this.#sealed(entry, i, make)
-    return (i) => {
-      const { text, given } = entry.payloadOf(i)
-      return make(i, text, given)
-    }
   }
 
-  async #sealed(
-    entry: CallEntry,
-    i: number,
-    make: (i: number, text: string, given: string | undefined) => NewTask,
-  ): Promise<NewTask> {
+  /** The text of a payload with its secrets sealed for one child. */
+  async #sealed(entry: CallEntry, i: number, text: string): Promise<string> {
     const { keyring } = this.#deps
     const { contract } = entry
     const id = childId(this.parent.id, entry.first + i)
@@ -325,8 +348,7 @@ export class History {
       const what = `This worker cannot call ${contract.kind} for task ${id}: it has no key to seal secrets with.`
       throw new PermanentError(`${what} Set TASKER_SECRET or TASKER_SECRET_FILE.`, { code: 'no_secret' })
     }
-    const { text, given } = entry.payloadOf(i)
-    return make(i, JSON.stringify(await sealPayload(keyring, contract, id, JSON.parse(text))), given)
+    return JSON.stringify(await sealPayload(keyring, contract, id, JSON.parse(text)))
   }
 }
 

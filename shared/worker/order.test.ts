@@ -54,9 +54,9 @@ test('knows what the store does not', () => {
   order.delivered()
   order.decide(9, false)
   expect(order.isUnstored).toBe(true)
-  const { text, done } = order.toStore()
+  const { text, size } = order
   order.decide(8, false)
-  done()
+  order.stored(size)
   expect(text).toBe('1:5,9')
   expect(order.isUnstored).toBe(true)
 })

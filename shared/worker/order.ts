@@ -71,15 +71,14 @@ export class Order {
     this.#deliveries++
   }
 
-  /** The text, to be stored; the function that comes with it is called when it is. */
-  toStore(): { text: string; done: () => void } {
-    const size = this.#written.size
-    return {
-      text: this.text,
-      done: () => {
-        this.#stored = size
-      },
-    }
+  /** How many deliveries are written down. */
+  get size(): number {
+    return this.#written.size
+  }
+
+  /** The store has so many of them. */
+  stored(size: number): void {
+    this.#stored = size
   }
 
   /** As it was when there had been so many deliveries. */

@@ -1,4 +1,5 @@
-import { nextTurn } from '#shared/runtime/clock.ts'
+import type { Claimed } from '#shared/broker/broker.ts'
+import { onNextTurn } from '#shared/runtime/clock.ts'
 import type { Contract, ResultOf } from '#shared/task/define.ts'
 import { PermanentError, type RunAborted } from '#shared/task/errors.ts'
 import { CallEntry, type Entry, SleepEntry, StepEntry } from './entries.ts'
@@ -17,17 +18,17 @@ export interface Turn {
  * handler does is then a function of the order of the deliveries. A class for speed: most runs use nothing of their context, and then nothing is made for them.
  */
 export class Run {
-  readonly task: { readonly id: string; readonly kind: string; readonly attempt: number }
-  readonly #emit: (chunk: string) => void
-  readonly #known: number
+  readonly task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>
+  readonly #emit: (id: string, chunk: string) => void
   #turn: Turn
   #open: Map<number, Entry> | undefined
-  #made: Entry[] = []
+  #made: Entry[] | undefined
   #next = 0
   #controller: AbortController | undefined
   #aborted: RunAborted | undefined
   #isStarting = false
   #checking = false
+  #isAtRest = false
   #wakeUp: (() => void) | undefined
   /** How the handler ended, when it has; at once for one that awaits nothing. */
   ended: End | undefined
@@ -36,25 +37,20 @@ export class Run {
   /** What the handler told of its progress. */
   progress: { done: number; total: number } | undefined
   /** Called when the handler ends. */
-  onEnd: () => void = () => undefined
+  onEnd: (() => void) | undefined
 
   /** Starts the handler. */
   constructor(
     implementation: Implementation,
-    task: { id: string; attempt: number; payload: unknown },
-    deps: {
-      turn: Turn
-      /** Length of the history that earlier runs have made. */
-      known: number
-      emit: (chunk: string) => void
-    },
+    task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>,
+    payload: unknown,
+    deps: { turn: () => Turn; emit: (id: string, chunk: string) => void },
   ) {
-    this.task = { id: task.id, kind: implementation.contract.kind, attempt: task.attempt }
+    this.task = task
     this.#emit = deps.emit
-    this.#known = deps.known
-    this.#turn = deps.turn
+    this.#turn = deps.turn()
     try {
-      const value = implementation.handler(task.payload, new RunContext(this))
+      const value = implementation.handler(payload, new RunContext(this))
       if (!isThenable(value)) this.ended = { type: 'returned', value }
       else {
         Promise.resolve(value).then(
@@ -75,12 +71,14 @@ export class Run {
 
   /** Entries that were made since the last call of this, in the order of their numbers. */
   takeMade(): Entry[] {
-    return this.#made.splice(0)
+    const made = this.#made ?? []
+    this.#made = undefined
+    return made
   }
 
   /** What was made in the turn in which the handler ended: nobody awaits it. */
   get unawaited(): Entry | undefined {
-    return this.#made.find(({ type }) => type !== 'sleep')
+    return this.#made?.find(({ type }) => type !== 'sleep')
   }
 
   /** How many numbers were given. */
@@ -94,8 +92,8 @@ export class Run {
   }
 
   /** Resolves when the handler has ended, or has come to rest: a whole turn of the event loop has passed, and something of its history is open. */
-  rest(): Promise<void> {
-    if (this.ended) return Promise.resolve()
+  rest(): Promise<void> | null {
+    if (this.ended || this.#isAtRest) return null
     return new Promise((resolve) => {
       this.#wakeUp = resolve
       this.#check()
@@ -107,6 +105,7 @@ export class Run {
     this.#open?.delete(entry.first)
     if (this.ended) return
     this.#turn = { isOver: false }
+    this.#isAtRest = false
     entry.deliver()
   }
 
@@ -137,7 +136,7 @@ export class Run {
       return quiet(Promise.reject(new PermanentError(message, { code: 'bad_payloads' })))
     }
     if (payloads.length === 0) return Promise.resolve([])
-    const entry = new CallEntry({ first: this.#next, contract, payloads, options, isSingle, known: this.#known })
+    const entry = new CallEntry({ first: this.#next, contract, payloads, options, isSingle, known: this.task.calls })
     return this.#enter(entry)
   }
 
@@ -175,7 +174,7 @@ export class Run {
     if (typeof chunk !== 'string') {
       throw new PermanentError(`ctx.emit takes text, and was given ${typeof chunk}.`, { code: 'bad_chunk' })
     }
-    this.#emit(chunk)
+    this.#emit(this.task.id, chunk)
   }
 
   #enter(entry: Entry): Promise<unknown> {
@@ -184,10 +183,11 @@ export class Run {
     this.#next += entry.size
     this.#open ??= new Map()
     this.#open.set(entry.first, entry)
+    this.#made ??= []
     this.#made.push(entry)
+    this.#isAtRest = false
     this.#check()
-    // A handler may await one call and never look at another one that failed.
-    return quiet(entry.promise)
+    return entry.promise
   }
 
   /** Why an entry may not be made now. Where its place would not be certain, the run ends. */
@@ -230,18 +230,21 @@ export class Run {
     this.ended = end
     this.hasEndedAtOnce = !this.#turn.isOver && this.#aborted === undefined
     this.#wakeUp?.()
-    this.onEnd()
+    this.onEnd?.()
   }
 
   #check(): void {
     if (this.#checking) return
     this.#checking = true
     const turn = this.#turn
-    void nextTurn().then(() => {
+    onNextTurn(() => {
       this.#checking = false
       turn.isOver = true
       if (this.#turn !== turn) this.#check()
-      else if (this.#open && this.#open.size > 0) this.#wakeUp?.()
+      else if (this.#open && this.#open.size > 0) {
+        this.#isAtRest = true
+        this.#wakeUp?.()
+      }
     })
   }
 }

@@ -90,6 +90,8 @@ export function createWorker(options: WorkerOptions): Worker {
   /** An error that nobody foresaw: it ends the worker. */
   let fatal: { error: unknown } | null = null
   let running = 0
+  /** Those of them that wait for the store. */
+  let committing = 0
   let taken = 0
   let limits: DrainLimits = {}
   const queued = new Set<string>()
@@ -119,7 +121,14 @@ export function createWorker(options: WorkerOptions): Worker {
     implementations: new Map(
       options.implementations.map((implementation) => [implementation.contract.kind, implementation]),
     ),
-    commit: async (outcome) => (await settle([outcome]))[0] === true,
+    async commit(outcome) {
+      committing++
+      try {
+        return (await settle([outcome]))[0] === true
+      } finally {
+        committing--
+      }
+    },
     mayGoOn,
   })
 
@@ -216,7 +225,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** While others run, what ends in one turn of the event loop goes together; a lone task waits for nothing. */
   function gather(): Promise<void> {
-    return running > 0 ? nextTurn() : Promise.resolve()
+    return running > committing ? nextTurn() : Promise.resolve()
   }
 
   function signalChange(): void {
