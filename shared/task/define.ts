@@ -116,7 +116,7 @@ export function parsePayload<C extends Contract>(contract: C, payload: unknown):
  */
 export function payloadJson(contract: Contract, payload: unknown): string {
   try {
-    return toJson(payload === undefined ? null : payload, 'payload')
+    return toJson(payload === undefined ? null : payload, () => 'payload')
   } catch (error) {
     if (!(error instanceof NotJson)) throw error
     const message = `JSON cannot hold ${error.what}`

@@ -19,7 +19,7 @@ export class NotJson extends TypeError {
  * @throws NotJson for functions, symbols, BigInts, numbers that are not finite, undefined in an array or by itself, cycles, and objects that JSON would empty
  * (Map, Set, Error, Promise).
  */
-export function toJson(value: unknown, at: string): string {
+export function toJson(value: unknown, at: () => string): string {
   let text: string | undefined
   try {
     text = JSON.stringify(value)
@@ -27,12 +27,13 @@ export function toJson(value: unknown, at: string): string {
     // A cycle or a BigInt: the walk below names it, or it is nested too deeply for any walk.
   }
   try {
-    check(value, at, text === undefined ? new Set() : null)
+    check(value, '', text === undefined ? new Set() : null)
   } catch (error) {
-    if (error instanceof RangeError) throw new NotJson(at, 'nested too deeply')
+    if (error instanceof RangeError) throw new NotJson(at(), 'nested too deeply')
+    if (error instanceof NotJson) throw new NotJson(at() + error.path, error.what)
     throw error
   }
-  if (text === undefined) throw new NotJson(at, 'nothing')
+  if (text === undefined) throw new NotJson(at(), 'nothing')
   return text
 }
 

@@ -123,8 +123,11 @@ export class Course {
       if (looking) await looking
       if (run.ended) continue
       const next = this.#next()
-      if (next) this.#deliver(next)
-      else if (this.#newSteps.length + this.#running + this.#endedSteps.length > 0) await this.#work()
+      if (next) {
+        this.#deliver(next)
+        continue
+      }
+      if (this.#newSteps.length + this.#running + this.#endedSteps.length > 0) await this.#work()
       else {
         const parked = await this.#store(true)
         if (parked && !run.ended) return parked
@@ -168,6 +171,7 @@ export class Course {
   }
 
   #wakeSleeps(): void {
+    if (this.#sleeps.size === 0) return
     const now = this.#deps.clock.now()
     for (const sleep of this.#sleeps) {
       if (sleep.until === null || sleep.until > now) continue
@@ -198,7 +202,13 @@ export class Course {
   /** Decides the order of all that has completed, where no earlier run has. Returns whether there is anything. */
   #decide(): boolean {
     const { run, order } = this
-    if (this.#ready.size === 0) return false
+    const [only] = this.#ready
+    if (!only) return false
+    if (run.open.size === 1 && this.#ready.size === 1) {
+      this.#ready.clear()
+      order.decide(only.first, true)
+      return true
+    }
     const ready = [...this.#ready].filter((entry) => run.open.get(entry.first) === entry)
     this.#ready.clear()
     ready.sort((a, b) => (a.completedAt ?? 0) - (b.completedAt ?? 0) || a.first - b.first)
@@ -290,8 +300,9 @@ export class Course {
 
   /** Stores the results of steps that have ended, along with the order in which they will be delivered. */
   async #collect(): Promise<void> {
-    const ended = this.#endedSteps.splice(0)
+    const ended = this.#endedSteps
     if (ended.length === 0) return
+    this.#endedSteps = []
     const looking = this.#isStale && this.#look()
     if (looking) await looking
     let isStoring = false
@@ -304,7 +315,7 @@ export class Course {
       this.history.keep(step, this.run.open.size > 1 ? step.completedAt : null)
       isStoring = true
     }
-    this.#wakeSleeps()
+    if (this.#sleeps.size > 0) this.#wakeSleeps()
     if (!isStoring || this.run.ended) return
     if (!this.order.isDecided && this.run.numbers >= this.history.before) this.#decide()
     await this.#store(false)
@@ -316,7 +327,7 @@ export class Course {
     const what = () => `The result of ${step.name} of ${this.claimed.kind} task ${this.claimed.id}`
     try {
       if (!result || 'thrown' in result) throw result?.thrown
-      const json = result.value === undefined ? 'null' : toJson(result.value, what())
+      const json = result.value === undefined ? 'null' : toJson(result.value, what)
       limitSize(json, what)
       step.json = json
     } catch (error) {
@@ -331,17 +342,23 @@ export class Course {
     const { run, history, order } = this
     if (this.#unrecorded.length > 0) this.#keepFailures()
     const size = order.size
-    const only = history.change(run.open, order, park)
-    let changes = 0
-    for await (const change of only ? [only] : history.parts(run.open, order, park)) {
-      if (changes++ > 0) this.#lease.mayGoOn()
-      if (change.park) {
-        this.#storedWhenParked = size
-        return change
+    let last = history.change(run.open, order, park)
+    // Nearly always one change is enough.
+    if (!last) {
+      for await (const change of history.parts(run.open, order, park)) {
+        if (last) {
+          await this.#lease.commit(last)
+          if (run.ended) return null
+          this.#lease.mayGoOn()
+        }
+        last = change
       }
-      await this.#lease.commit(change)
-      if (run.ended) return null
     }
+    if (last?.park) {
+      this.#storedWhenParked = size
+      return last
+    }
+    if (last) await this.#lease.commit(last)
     order.stored(size)
     this.#mustStore = false
     return null

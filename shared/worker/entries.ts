@@ -36,20 +36,22 @@ class Awaited<T> {
   isRecorded = false
   /** What its promise was rejected with. */
   rejection: Error | null = null
-  protected resolve: (value: T) => void = () => undefined
-  protected reject: (error: Error) => void = () => undefined
+  protected readonly resolve: (value: T) => void
+  readonly #reject: (error: Error) => void
 
   constructor(first: number) {
+    const { promise, resolve, reject } = Promise.withResolvers<T>()
     this.first = first
-    this.promise = new Promise((resolve, reject) => {
-      this.resolve = resolve
-      this.reject = (error) => {
-        this.rejection = error
-        // A handler may await one call and never look at another one that failed.
-        this.promise.catch(() => undefined)
-        reject(error)
-      }
-    })
+    this.promise = promise
+    this.resolve = resolve
+    this.#reject = reject
+  }
+
+  protected reject(error: Error): void {
+    this.rejection = error
+    // A handler may await one call and never look at another one that failed.
+    this.promise.catch(() => undefined)
+    this.#reject(error)
   }
 }
 

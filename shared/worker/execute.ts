@@ -231,7 +231,7 @@ class ClaimedRun implements Execution {
       throw new PermanentError(`The result of ${kind} task ${id} does not fit its kind.`, { code: 'invalid_output' })
     }
     const result: unknown = parsed.data === undefined ? null : parsed.data
-    if (!contract?.json.output.isPlain) requireJson(result, `The result of ${kind} task ${id}`)
+    if (!contract?.json.output.isPlain) requireJson(result, () => `The result of ${kind} task ${id}`)
     return this.#end({ state: 'succeeded', statusCode: 200, result })
   }
 
@@ -346,7 +346,7 @@ async function unsealed(contract: Contract, envelope: Envelope, keyring: Keyring
   return keyring ? openPayload(keyring, contract, id, payload) : payload
 }
 
-function requireJson(value: unknown, what: string): void {
+function requireJson(value: unknown, what: () => string): void {
   try {
     toJson(value, what)
   } catch (error) {

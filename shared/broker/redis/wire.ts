@@ -97,8 +97,8 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
       break
     case 'call': {
       const { calls, steps, order, park, wakeAt, awaits, records, children } = outcome
-      addHead(args, outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'}`)
-      args.push(orderWord(order), records.length)
+      addHead(args, outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'},${order}`)
+      args.push(records.length)
       for (const { id, record } of records) args.push(id, record)
       // Not by spreading: a part of a fan-out has more arguments than fit on a stack.
       for (const arg of newTaskArgs(children, kinds)) args.push(arg)

@@ -2,7 +2,7 @@
 -- or 0, and after a colon the group that the parent awaits the task in beside others: "one" for the task alone.
 --   end, cancel, adopt (<final state's key number>,<when it ended>,<expiry or ->): record
 --   retry (<when due>): nothing     release (-): nothing
---   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->): tenth word of the live value, number of records, (id, record) of each, the new tasks; to park: how many
+--   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->,<order, or nothing>): number of records, (id, record) of each, the new tasks; to park: how many
 --     children it awaits alone, or - when it awaits all together, and how many groups, and the groups
 -- then 1 and the claim that follows, or 0.
 -- Returns { for each outcome the length of the task's history, or -1 when refused; the claim's reply or false }.
@@ -17,8 +17,9 @@ local function readHead(text)
     head.free = type ~= 'end'
   elseif type == 'retry' then head.due = more
   elseif type == 'call' then
-    local calls, steps, park, wakeAt = match(more, '^(%d+),(%d+),(%d),(%S+)$')
+    local calls, steps, park, wakeAt, order = match(more, '^(%d+),(%d+),(%d),([^,]+),(%S*)$')
     head.calls, head.steps, head.park, head.wake = tonumber(calls), tonumber(steps), park == '1', tonumber(wakeAt)
+    head.order = order ~= '' and ' ' .. order or ''
   end
   heads[text] = head
   return head
@@ -31,11 +32,11 @@ for i = 1, number() do
   local o = { head = head, id = arg(), parent = head.parentKind > 0 and arg() }
   if head.final then o.record = arg()
   elseif head.type == 'call' then
-    o.order, o.records, o.groups = arg(), {}, {}
+    o.records = {}
     for j = 1, 2 * number() do o.records[j] = arg() end
     o.children = newTasks()
     if head.park then
-      o.alone = number()
+      o.alone, o.groups = number(), {}
       for j = 1, number() do o.groups[j] = arg() end
     end
   end
@@ -115,16 +116,22 @@ local function mayGoOn(o, head, pending)
   return pending - grouped < o.alone
 end
 
-local function callChildren(o, head, t)
-  callAll('HSET', TASKS, o.records)
-  local added, groups = add(o.children, true), {}
+-- Counts the new children of groups that are awaited beside others.
+local function countGroups(o)
+  local groups = {}
   for _, child in ipairs(o.children) do
     local group = child.created and child.head.group
     if group then groups[group] = (groups[group] or 0) + 1 end
   end
   for group, count in pairs(groups) do call('HINCRBY', PENDING, groupField(o.id, group), count) end
+end
+
+local function callChildren(o, head, t)
+  callAll('HSET', TASKS, o.records)
+  local added = add(o.children, true)
+  if added > 0 then countGroups(o) end
   local pending = (added > 0 or head.park) and call('HINCRBY', PENDING, o.id, added) or 0
-  t.id, t.calls, t.steps, t.order = o.id, head.calls, head.steps, o.order
+  t.id, t.calls, t.steps, t.order = o.id, head.calls, head.steps, head.order
   if head.park then
     call('ZREM', of(head.kind, RUNNING), o.id)
     if pending == 0 then call('HDEL', PENDING, o.id) end
