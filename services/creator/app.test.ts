@@ -344,6 +344,18 @@ describe('Idempotency-Key', () => {
     expect(await counts()).toBe(1)
   })
 
+  test('a payload whose defaults are drawn anew each time is the same payload', async () => {
+    const drawn = defineTask({
+      ...{ kind: 'drawn', description: 'Has a default that differs each time.', output: z.null() },
+      input: z.object({ a: z.number(), id: z.string().default(() => crypto.randomUUID()) }),
+    })
+    const { post } = await setup({ contracts: { drawn } })
+    const create = async (a: number) => post('/drawn', { payload: { a } }, { 'Idempotency-Key': 'once' })
+    const [first, again, other] = [await create(1), await create(1), await create(2)]
+    expect([first.status, again.status, other.status]).toEqual([201, 201, 409])
+    expect(again.headers.get('Idempotent-Replayed')).toBe('true')
+  })
+
   test('at once from many sides it is one task', async () => {
     const { post, counts } = await setup()
     const responses = await Promise.all(Array.from({ length: 20 }, () => post('/sum', { num1: 1, num2: 2 }, key)))

@@ -13,6 +13,7 @@ import type { Log } from '#shared/runtime/log.ts'
 import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import type { Contract } from '#shared/task/define.ts'
 import { StateConflict } from '#shared/task/errors.ts'
+import { givenOf } from '#shared/task/given.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { encodeEnvelope, finalState, type State } from '#shared/task/task.ts'
 import { idOfKey, samePayload } from './idempotency.ts'
@@ -82,10 +83,13 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
     options: TaskOptions
     traceparent: string | undefined
     fresh: boolean
+    /** The payload as it came, where it may come again. */
+    given?: unknown
   }): Promise<NewTask> {
     const { contract, id, options, fresh } = task
     const { priority = 'normal', delay_ms, run_at, timeout_ms, max_attempts, retention_s } = options
     const createdAt = now()
+    const given = task.given === undefined ? undefined : givenOf(contract, task.given, task.payload)
     const envelope = encodeEnvelope({
       task_id: id,
       kind: contract.kind,
@@ -96,6 +100,7 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
       ...(timeout_ms === undefined ? {} : { timeout_ms }),
       ...(retention_s === undefined ? {} : { retention_s }),
       ...(task.traceparent === undefined ? {} : { traceparent: task.traceparent }),
+      ...(given === undefined ? {} : { given }),
     })
     const dueAt = run_at ?? (delay_ms ? createdAt + delay_ms : null)
     return { id, kind: contract.kind, priority, envelope, dueAt, fresh }
@@ -118,14 +123,14 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
   }
 
   /** Enqueues a task whose id may be known, and answers with the task that the key stands for. */
-  async function enqueueOnce(contract: Contract, task: NewTask, payload: unknown) {
+  async function enqueueOnce(contract: Contract, task: NewTask, given: unknown) {
     // The task that was known may be deleted before it is read: then it is created after all.
     for (let turn = 0; turn < 3; turn++) {
       const [enqueued] = await enqueue([task])
       if (enqueued?.created) return { status: statusOf(task, now()), replayed: false }
       const [stored] = await broker.get([task.id])
       if (!stored) continue
-      if (!samePayload(contract, stored, payload)) {
+      if (!samePayload(contract, stored, given)) {
         const detail = `This Idempotency-Key was used before, with another payload, for task ${task.id}. Use a new key.`
         throw new Problem('idempotency_conflict', detail)
       }
@@ -140,7 +145,7 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
     if (!contract) continue
 
     app.post(`/${kind}`, requireScope(deps.auth, 'create'), jsonOnly, async (c) => {
-      const { payload, options } = readCreation(contract, await readJson(c))
+      const { payload, given, options } = readCreation(contract, await readJson(c))
       requireKey(contract, deps.keyring)
       const traceparent = readTraceparent(c)
       const key = c.req.header('Idempotency-Key')
@@ -151,8 +156,8 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
         return created(c, { id: task.id, kind, status: statusOf(task, now()) })
       }
       const id = await idOfKey(kind, key)
-      const task = await newTask({ contract, id, payload, options, traceparent, fresh: false })
-      const once = await enqueueOnce(contract, task, payload)
+      const task = await newTask({ contract, id, payload, options, traceparent, fresh: false, given })
+      const once = await enqueueOnce(contract, task, given)
       deps.onCreated?.(kind)
       return created(c, { id, kind, ...once })
     })

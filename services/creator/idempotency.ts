@@ -1,6 +1,7 @@
 import type { Stored } from '#shared/broker/broker.ts'
 import { Problem } from '#shared/http/problem.ts'
-import { type Contract, redact } from '#shared/task/define.ts'
+import type { Contract } from '#shared/task/define.ts'
+import { isGivenAgain } from '#shared/task/given.ts'
 import { readEnvelope, readRecord } from '#shared/task/record.ts'
 
 /**
@@ -25,16 +26,7 @@ export async function idOfKey(kind: string, key: string): Promise<string> {
  * True when the stored task was created with this payload, secrets aside: they are not kept. A record that a foreign worker wrote has no
  * payload; then the key alone decides.
  */
-export function samePayload(contract: Contract, stored: Stored, payload: unknown): boolean {
-  const before = stored.live ? readEnvelope(stored.live.envelope)?.payload : readRecord(stored.record)?.payload
-  return before === undefined || canonical(redact(contract, before)) === canonical(redact(contract, payload))
-}
-
-/** JSON with sorted keys: equal for equal values. */
-function canonical(value: unknown): string {
-  if (Array.isArray(value)) return `[${value.map(canonical).join()}]`
-  if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null'
-  const fields = Object.entries(value).filter(([, field]) => field !== undefined)
-  const sorted = fields.toSorted(([a], [b]) => (a < b ? -1 : 1))
-  return `{${sorted.map(([name, field]) => `${JSON.stringify(name)}:${canonical(field)}`).join()}}`
+export function samePayload(contract: Contract, stored: Stored, given: unknown): boolean {
+  const before = stored.live ? readEnvelope(stored.live.envelope) : readRecord(stored.record)
+  return before?.payload === undefined || isGivenAgain(contract, given, before)
 }

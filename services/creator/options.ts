@@ -39,18 +39,21 @@ const optionsSchema = z
 export type TaskOptions = z.output<typeof optionsSchema>
 
 /**
- * Reads the body of a creation: `{ payload, options? }`, or the payload itself.
+ * Reads the body of a creation: `{ payload, options? }`, or the payload itself. `given` is the payload as it came.
  *
  * @throws InvalidInput naming everything in payload and options that is wrong.
  */
-export function readCreation(contract: Contract, body: unknown): { payload: unknown; options: TaskOptions } {
+export function readCreation(
+  contract: Contract,
+  body: unknown,
+): { payload: unknown; given: unknown; options: TaskOptions } {
   const { payload, options } = unwrap(contract, body)
   const issues: Issue[] = []
   const parsedPayload = collect(issues, () => parsePayload(contract, payload))
   const parsedOptions = optionsSchema.safeParse(options)
   if (!parsedOptions.success) issues.push(...issuesOf(parsedOptions.error, 'options'))
   if (issues.length > 0 || !parsedOptions.success) throw misfit(contract, issues)
-  return { payload: parsedPayload, options: parsedOptions.data }
+  return { payload: parsedPayload, given: payload, options: parsedOptions.data }
 }
 
 const batchSchema = z.strictObject({ payloads: z.array(z.unknown()).min(1).max(1_000) })

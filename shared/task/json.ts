@@ -83,13 +83,14 @@ export function copyJson<T>(value: T): T {
   return copy as T
 }
 
-/** The text of a value from JSON whose names are in the order of the alphabet: equal for values that differ in nothing else. */
+/** The text of a value as JSON, its names in the order of the alphabet: equal for values that differ in nothing else. */
 export function canonicalJson(value: unknown): string {
   if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null'
   if (Array.isArray(value)) return `[${value.map(canonicalJson).join(',')}]`
-  const fields = Object.keys(value)
-    .toSorted()
-    .map((name) => `${JSON.stringify(name)}:${canonicalJson((value as Record<string, unknown>)[name])}`)
+  const fields = Object.entries(value)
+    .filter(([, field]) => field !== undefined)
+    .toSorted(([a], [b]) => (a < b ? -1 : 1))
+    .map(([name, field]) => `${JSON.stringify(name)}:${canonicalJson(field)}`)
   return `{${fields.join(',')}}`
 }
 

@@ -1,6 +1,6 @@
-import { type Contract, fromStored, parsePayload, payloadJson, redact } from '#shared/task/define.ts'
+import { type Contract, fromStored, parsePayload, payloadJson } from '#shared/task/define.ts'
 import { InvalidInput, PermanentError } from '#shared/task/errors.ts'
-import { canonicalJson, digestOf } from '#shared/task/json.ts'
+import { givenOf, isGivenAgain } from '#shared/task/given.ts'
 import { type ParentRef, PRIORITIES } from '#shared/task/task.ts'
 import { decodeThrown, encodeThrown, type Thrown } from '#shared/task/thrown.ts'
 import type { CallOptions } from './implement.ts'
@@ -225,21 +225,15 @@ export class CallEntry extends Awaited<unknown> {
       )
     }
     if (text === given) return { text, given: undefined }
-    const canonical = this.#canonical(JSON.parse(given))
-    const same = canonical === this.#canonical(JSON.parse(text))
-    return { text, given: same ? undefined : digestOf(canonical) }
+    return { text, given: givenOf(this.contract, JSON.parse(given), JSON.parse(text)) }
   }
 
   /** Whether what is stored of a child is what was called now. */
-  isSamePayload(i: number, stored: { payload?: unknown; given?: string | undefined }): boolean {
+  isSamePayload(i: number, stored: { payload?: unknown; given?: string }): boolean {
     const text = this.#given[i] ?? 'null'
+    // Nearly always they are the same to the letter.
     if (stored.given === undefined && JSON.stringify(stored.payload) === text) return true
-    const given = this.#canonical(JSON.parse(text))
-    return stored.given === undefined ? this.#canonical(stored.payload) === given : stored.given === digestOf(given)
-  }
-
-  #canonical(payload: unknown): string {
-    return canonicalJson(redact(this.contract, payload))
+    return isGivenAgain(this.contract, JSON.parse(text), stored)
   }
 
   /** Notes how a child ended, and when. */
