@@ -92,7 +92,7 @@ function taskOf(contracts: Contracts, id: string, record: FinalRecord | null): R
   if (contract.secrets.length > 0) {
     throw new StateConflict(`The secrets of ${contract.kind} task ${id} were wiped when it ended. Create it again.`)
   }
-  const { priority, max_attempts, timeout_ms, retention_s, traceparent, created_at } = record
+  const { priority, max_attempts, timeout_ms, retention_s, traceparent, created_at, given } = record
   const envelope = encodeEnvelope({
     task_id: id,
     kind: contract.kind,
@@ -103,6 +103,7 @@ function taskOf(contracts: Contracts, id: string, record: FinalRecord | null): R
     ...(timeout_ms === undefined ? {} : { timeout_ms }),
     ...(retention_s === undefined ? {} : { retention_s }),
     ...(traceparent === undefined ? {} : { traceparent }),
+    ...(given === undefined ? {} : { given }),
   })
   return { id, kind: contract.kind, priority: priority ?? 'normal', envelope, record, ended: endedOf(record) }
 }

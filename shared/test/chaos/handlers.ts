@@ -3,7 +3,7 @@ import sequenceWorker from '#services/workers/sequence/worker.ts'
 import sumWorker from '#services/workers/sum/worker.ts'
 import { ChildFailed, PermanentError } from '#shared/task/errors.ts'
 import { type Context, type Implementation, implement } from '#shared/worker/implement.ts'
-import { brittle, doomed, flaky, MANY_ATTEMPTS, rescue, sequence, slow, steps, sum, tree } from './kinds.ts'
+import { branches, brittle, doomed, flaky, MANY_ATTEMPTS, rescue, sequence, slow, steps, sum, tree } from './kinds.ts'
 
 /** The handlers of all kinds of a run. Every step that runs leaves a line in `stepsFile`: its task, its name, what it gave. */
 export function chaosImplementations(stepsFile: string): readonly Implementation[] {
@@ -48,6 +48,21 @@ export function chaosImplementations(stepsFile: string): readonly Implementation
         if (napMs > 0) await ctx.sleep(napMs)
       }
       return given
+    }),
+    implement(branches, async ({ count, napMs }, ctx) => {
+      const own = await Promise.all(
+        Array.from({ length: count }, async (_, i) => {
+          const draw = await ctx.step('draw', () => Math.floor(Math.random() * 1_000_000))
+          const winner = await Promise.race([
+            ctx.call(slow, { ms: napMs, value: i }, { maxAttempts: MANY_ATTEMPTS }).then((value) => value === i),
+            ctx.sleep(napMs).then(() => true),
+          ])
+          const booked = await ctx.step('book', () => `${i}: ${draw}`)
+          const sumOfBoth = await ctx.call(sum, { num1: draw, num2: i }, { maxAttempts: MANY_ATTEMPTS })
+          return winner && booked === `${i}: ${draw}` && sumOfBoth === draw + i
+        }),
+      )
+      return own.filter(Boolean).length
     }),
   ]
 }

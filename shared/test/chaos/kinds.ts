@@ -69,9 +69,18 @@ export const steps = defineTask({
   retry,
 })
 
+export const branches = defineTask({
+  kind: 'branches',
+  description:
+    'Branches with a draw, a race and a call each, which complete in any order; counts those that were given their own.',
+  input: z.object({ count: z.int().min(1), napMs: z.int().min(0) }),
+  output: z.number(),
+  retry,
+})
+
 /** All kinds of a run. */
 export const chaosContracts: Readonly<Record<string, Contract>> = Object.fromEntries(
-  [sum, sequence, tree, flaky, doomed, rescue, slow, brittle, steps].map((contract) => [
+  [sum, sequence, tree, flaky, doomed, rescue, slow, brittle, steps, branches].map((contract) => [
     contract.kind,
     contract as Contract,
   ]),
@@ -88,6 +97,7 @@ export type Spec =
   | { kind: 'slow'; payload: { ms: number; value: number } }
   | { kind: 'brittle'; payload: { ms: number; value: number } }
   | { kind: 'steps'; payload: { count: number; napMs: number } }
+  | { kind: 'branches'; payload: { count: number; napMs: number } }
 
 const total = (n: number) => (n * (n + 1)) / 2
 
@@ -108,6 +118,8 @@ export function expected(spec: Spec): { result: unknown } | { error: string } | 
       return { result: `caught doomed: ${spec.payload.reason}` }
     case 'doomed':
       return { error: 'doomed' }
+    case 'branches':
+      return { result: spec.payload.count }
     case 'steps':
       return null
   }
@@ -126,6 +138,8 @@ export function tasksIn(spec: Spec): number {
     }
     case 'rescue':
       return 2
+    case 'branches':
+      return 1 + 2 * spec.payload.count
     default:
       return 1
   }

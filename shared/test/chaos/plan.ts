@@ -54,7 +54,19 @@ function drawSpecs(random: Random): Spec[] {
   const sum = (): Spec => ({ kind: 'sum', payload: { num1: random.whole(0, 1_000_000), num2: random.whole(0, 99) } })
   switch (
     random.weighted({
-      ...{ sum: 30, sums: 5, sequence: 14, tree: 6, flaky: 9, doomed: 5, rescue: 7, slow: 9, brittle: 4, steps: 15 },
+      ...{
+        sum: 30,
+        sums: 5,
+        sequence: 14,
+        tree: 6,
+        flaky: 9,
+        doomed: 5,
+        rescue: 7,
+        slow: 9,
+        brittle: 4,
+        steps: 12,
+        branches: 8,
+      },
     })
   ) {
     case 'sum':
@@ -77,6 +89,8 @@ function drawSpecs(random: Random): Spec[] {
       return [{ kind: 'slow', payload: { ms: random.whole(10, 600), value } }]
     case 'brittle':
       return [{ kind: 'brittle', payload: { ms: random.whole(10, 600), value } }]
+    case 'branches':
+      return [{ kind: 'branches', payload: { count: random.whole(1, 6), napMs: random.pick([0, 5, 30, 150]) } }]
     case 'steps':
       return [{ kind: 'steps', payload: { count: random.whole(1, 4), napMs: random.pick([0, 0, 20, 150]) } }]
   }
