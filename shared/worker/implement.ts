@@ -5,13 +5,18 @@ import type { Priority } from '#shared/task/task.ts'
 export interface CallOptions {
   /** The parent's when it is not given. */
   priority?: Priority
+  /** 1 to 100; the kind's when it is not given. */
   maxAttempts?: number
 }
 
 /**
- * What a handler is given beside its payload. Calls, steps and sleeps are numbered in the order they are made: a run that begins anew (after waiting, or
- * on another machine) must make the same ones in the same order, and is given what they gave before. Everything else in a handler may run
- * more than once.
+ * What a handler is given beside its payload. Calls, steps and sleeps are numbered in the order in which they are made. They complete for the handler one at a
+ * time, and the order of that is kept: a run that begins again (after waiting, or on another machine) is given the same in the same order, and must make the same
+ * calls. Everything else in a handler may run more than once. See docs/handlers.md.
+ *
+ * What a handler does must follow from its payload and from what it awaits here. An entry that is made after a wait for something else, while another entry is
+ * open, fails the task at once with code `outside_wait`; one that is made inside of a step with `call_in_step`; one in the handler's last turn that nobody awaits with
+ * `not_awaited`. Made when the run is over, it rejects with `run_over`.
  */
 export interface Context {
   readonly taskId: string
@@ -20,14 +25,19 @@ export interface Context {
   readonly attempt: number
   /** The same in each attempt: give it to services that know such keys. */
   readonly idempotencyKey: string
-  /** Aborts with a `RunAborted` when the task is cancelled or deleted, its lease is lost, its time is up, or the worker stops. */
+  /**
+   * Aborts with a `RunAborted` when the task is cancelled or deleted, its lease is lost, its time is up, the worker stops, or the task waits and its run is
+   * given up (code `parked`).
+   */
   readonly signal: AbortSignal
 
   /**
-   * Runs a task of another kind and resolves with its result. The caller costs nothing while it waits: its run is given up and taken up again.
+   * Runs a task of another kind and resolves with its result. The caller costs nothing while it waits: its run is given up and taken up again. The payload is
+   * validated and copied at the call.
    *
    * @throws ChildFailed when the child failed or was cancelled.
-   * @throws InvalidInput when the payload does not fit the child's kind; nothing was called.
+   * @throws InvalidInput when the payload or an option does not fit, or JSON cannot hold the payload; nothing was called.
+   * @throws PermanentError with code `too_large` when the payload is over 1 MiB.
    */
   call<C extends Contract>(contract: C, payload: CallOf<C>, options?: CallOptions): Promise<ResultOf<C>>
 
@@ -35,18 +45,22 @@ export interface Context {
   map<C extends Contract>(contract: C, payloads: readonly CallOf<C>[], options?: CallOptions): Promise<ResultOf<C>[]>
 
   /**
-   * Runs a side effect and records its result (as JSON), so that later runs get the result instead. It runs again only when the worker died
-   * before the result was stored. What it throws is not recorded.
+   * Runs a side effect and records its result as JSON, so that later runs get the result instead. It runs again only when the worker died before the result was
+   * stored. It begins once the handler rests, and not at all in a run that is over.
+   *
+   * @throws what the effect threw, as an error with the same name, message, `code` and `status`; Tasker's own errors keep their class. It is recorded when the
+   * handler goes on from it to another entry; uncaught, the next attempt tries the step again.
+   * @throws PermanentError with code `bad_step_result` when JSON cannot hold the result, `too_large` when it is over 1 MiB. The effect is not repeated.
    */
   step<T>(name: string, effect: () => T | Promise<T>): Promise<T>
 
-  /** Waits so many ms without holding a worker, over restarts too. Rejects when `ms` is not a finite number. */
+  /** Waits so many ms without holding a worker, over restarts too. @throws PermanentError with code `bad_sleep` when `ms` is not a finite number. */
   sleep(ms: number): Promise<void>
 
-  /** Shown with the task while it is live, from the next heartbeat on. */
+  /** Shown with the task while it is live, from the next heartbeat on. Ignored once the run is over. @throws PermanentError when these are not numbers of at least 0. */
   progress(done: number, total: number): void
 
-  /** Sends a chunk of text to those who watch the task. Nothing is stored. */
+  /** Sends a chunk of text to those who watch the task. Nothing is stored. Ignored once the run is over. */
   emit(chunk: string): void
 }
 
