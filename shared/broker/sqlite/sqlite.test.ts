@@ -1,8 +1,8 @@
 import { Database } from 'bun:sqlite'
 import { afterAll, describe, expect, test } from 'bun:test'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { encodeEnvelope } from '#shared/task/task.ts'
 import type { Broker, NewTask, Outcome } from '../broker.ts'
@@ -170,6 +170,49 @@ describe('a file that several brokers share', () => {
 })
 
 describe('a file that cannot be used', () => {
+  test('of the first layout is brought up to date, and its tasks go on', async () => {
+    const path = newFile()
+    mkdirSync(dirname(path), { recursive: true })
+    const old = new Database(path, { create: true })
+    old.exec(`
+      CREATE TABLE tasks (
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, state TEXT NOT NULL, priority INTEGER NOT NULL, parent TEXT,
+        position INTEGER, at INTEGER, token TEXT, attempts INTEGER NOT NULL DEFAULT 0, calls INTEGER NOT NULL DEFAULT 0,
+        steps INTEGER NOT NULL DEFAULT 0, pending INTEGER NOT NULL DEFAULT 0, started_at INTEGER, done INTEGER, total INTEGER,
+        expires_at INTEGER, envelope TEXT, record TEXT
+      );
+      CREATE INDEX tasks_queued ON tasks (kind, priority, position DESC) WHERE position IS NOT NULL;
+      CREATE INDEX tasks_at ON tasks (kind, state, at) WHERE at IS NOT NULL;
+      CREATE INDEX tasks_expiring ON tasks (expires_at) WHERE expires_at IS NOT NULL;
+      PRAGMA user_version = 1;
+    `)
+    const child = newTask({ id: 'p.0', parent: { id: 'p', kind: 'sequence' } })
+    const insert = old.prepare(`
+      INSERT INTO tasks (id, kind, state, priority, parent, position, at, calls, pending, started_at, envelope)
+      VALUES (?, ?, ?, 1, ?, ?, ?, ?, ?, ?, ?)`)
+    insert.run('p', 'sequence', 'waiting', null, null, 8_640_000_000_000_000, 1, 1, 5, newTask({ id: 'p' }).envelope)
+    insert.run('p.0', 'sum', 'queued', 'p', 1, null, 0, 0, null, child.envelope)
+    old.close()
+
+    const broker = createSqliteBroker({ path })
+    const claim = (kind: string) => broker.claim({ kinds: [kind], limit: 1, leaseMs: 1_000, takeBack: false })
+    const [running] = (await claim('sum')).tasks
+    const ends = { type: 'end', state: 'succeeded', record: '{"result":"1","status_code":200}' } as const
+    await broker.settle([
+      {
+        id: 'p.0',
+        kind: 'sum',
+        token: running?.token ?? '',
+        parent: child.parent,
+        ...ends,
+        endedAt: 9,
+        expiresAt: null,
+      },
+    ])
+    expect((await claim('sequence')).tasks).toMatchObject([{ id: 'p', attempt: 1, calls: 1, order: '' }])
+    await broker.close()
+  })
+
   test('is refused when a newer version made it, and left as it is', () => {
     const path = join(folder, `${crypto.randomUUID()}.db`)
     const raw = new Database(path, { create: true })
