@@ -13,10 +13,10 @@ export class NotJson extends TypeError {
 }
 
 /**
- * The value as JSON. Properties that are undefined are left out, and what has a `toJSON` (a Date) is written by it.
+ * The value as JSON. Properties that are undefined are left out, and are null in a list; what has a `toJSON` (a Date) is written by it.
  *
  * @param at Names the value in the error.
- * @throws NotJson for functions, symbols, BigInts, numbers that are not finite, undefined in an array or by itself, cycles, and objects that JSON would empty
+ * @throws NotJson for functions, symbols, BigInts, numbers that are not finite, undefined by itself, cycles, and objects that JSON would empty
  * (Map, Set, Error, Promise).
  */
 export function toJson(value: unknown, at: () => string): string {
@@ -51,8 +51,9 @@ function check(value: unknown, path: string, above: Set<object> | null): void {
     return
   }
   above?.add(value)
-  if (Array.isArray(value)) for (let i = 0; i < value.length; i++) check(value[i], `${path}.${i}`, above)
-  else {
+  if (Array.isArray(value)) {
+    for (let i = 0; i < value.length; i++) if (value[i] !== undefined) check(value[i], `${path}.${i}`, above)
+  } else {
     const names = Object.keys(value)
     if (names.length === 0 && !isPlain(value)) throw new NotJson(path, `a ${value.constructor?.name ?? 'class'}`)
     for (const name of names) {

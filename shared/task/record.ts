@@ -14,6 +14,9 @@ export const CANCELLED_STATUS = 499
 
 /** Calls, steps and sleeps that a record may tell of. */
 const MAX_CALLS = 10_000_000
+/** Characters of an order, and deliveries in its ranges. */
+const MAX_ORDER = 250_000
+const MAX_ORDERED = 1_000_000
 
 const CANCELLED_ERROR: TaskError = { type: 'cancelled', message: 'The task was cancelled.' }
 
@@ -146,7 +149,13 @@ const isObjectWith =
     typeof value === 'object' && value !== null && names.every((name) => isText(Reflect.get(value, name)))
 
 // Empty, or one word of a live value.
-const isOrder: Fits = (value) => typeof value === 'string' && /^[0-9:;,-]*$/.test(value)
+const isOrder: Fits = (value) => {
+  if (typeof value !== 'string' || value.length > MAX_ORDER || !/^(\d+:\d+(-\d+)?(,\d+(-\d+)?)*(;|$))*$/.test(value))
+    return false
+  let deliveries = 0
+  for (const [, first, last] of value.matchAll(/(\d+)-(\d+)/g)) deliveries += Number(last) - Number(first)
+  return deliveries <= MAX_ORDERED
+}
 const isResumePoint: Fits = (value) => {
   if (typeof value !== 'object' || value === null) return false
   const { calls, order = '', forget } = value as Record<string, unknown>

@@ -38,7 +38,11 @@ export function encodeThrown(error: unknown, secrets: readonly string[]): Thrown
   const thrown: Thrown = { type: 'error', message: clean(textOf(error), MAX_MESSAGE), status_code: 500 }
   if (error instanceof TaskerError) thrown.type = clean(String(error.code), MAX_NAME)
   if (error instanceof InvalidInput) {
-    return { ...thrown, class: 'invalid_input', status_code: 422, issues: error.issues.slice(0, 20) }
+    const issues = error.issues.slice(0, 20).map(({ path, message }) => ({
+      path: clean(path, MAX_NAME),
+      message: clean(message, MAX_NAME),
+    }))
+    return { ...thrown, class: 'invalid_input', status_code: 422, issues }
   }
   if (error instanceof RetryLater) {
     const { statusCode, afterMs } = error

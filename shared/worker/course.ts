@@ -26,7 +26,9 @@ export interface Lease {
   readonly claimed: Claimed
   /** Stores a change while the run goes on. @throws when it was refused: then the run is over. */
   commit(change: CallOutcome): Promise<void>
-  /** @throws when the run must stop, or may ask no more of the store. */
+  /** Whether the run may ask more of the store. */
+  mayAsk(): boolean
+  /** @throws when it may not: then the run is over. */
   mayGoOn(): void
 }
 
@@ -59,6 +61,11 @@ export class Course {
   #unrecorded: Told[] = []
   /** Whether something was delivered that the store does not know. */
   #mustStore = false
+  /**
+   * The last entry whose delivery was decided while the end of another one was open that may yet turn out to have been earlier: its record comes from a
+   * slower store call, or by another clock. Null where a later run would decide the same by the times alone.
+   */
+  #unpinned: number | null = null
   /** Deliveries that the store has when it has accepted the park. */
   #storedWhenParked = 0
   /** Whether children may have ended since the last look. */
@@ -103,6 +110,7 @@ export class Course {
     this.order.stored(this.#storedWhenParked)
     this.#mustStore = false
     this.#isStale = true
+    if (this.history.calls >= this.run.numbers) this.#unpinned = null
   }
 
   /** Characters of what the run was given: about what it holds in memory. */
@@ -119,6 +127,11 @@ export class Course {
       const resting = run.rest()
       if (resting) await resting
       if (run.ended) return null
+      // Effects that are under way or have ended are stored first, should the budget be used up.
+      if (this.#running + this.#endedSteps.length > 0 && !this.#lease.mayAsk()) {
+        await this.#work()
+        continue
+      }
       const looking = this.#look()
       if (looking) await looking
       if (run.ended) continue
@@ -204,13 +217,12 @@ export class Course {
     const { run, order } = this
     const [only] = this.#ready
     if (!only) return false
-    if (run.open.size === 1 && this.#ready.size === 1) {
-      this.#ready.clear()
+    const ready = [...this.#ready].filter((entry) => run.open.get(entry.first) === entry)
+    this.#ready.clear()
+    if (run.open.size === 1 && ready.length === 1) {
       order.decide(only.first, true)
       return true
     }
-    const ready = [...this.#ready].filter((entry) => run.open.get(entry.first) === entry)
-    this.#ready.clear()
     ready.sort((a, b) => (a.completedAt ?? 0) - (b.completedAt ?? 0) || a.first - b.first)
     const now = this.#deps.clock.now()
     const decided = new Set<number>()
@@ -223,11 +235,22 @@ export class Course {
       order.decide(first, first === smallest && isCertain)
       decided.add(first)
     }
+    const last = ready.at(-1)
+    if (last && this.#mayDecideOtherwise(ready)) this.#unpinned = last.first
     if (order.isTooLong) {
       const message = `Too much of ${this.claimed.kind} task ${this.claimed.id} completes out of order: call ctx.map for what goes side by side.`
       throw new PermanentError(message, { code: 'order_too_long' })
     }
     return ready.length > 0
+  }
+
+  /** Whether a later run may find that something else was first: a child that is open now, or an own step beside a child. */
+  #mayDecideOtherwise(decided: readonly Entry[]): boolean {
+    const hasCall = decided.some(({ type }) => type === 'call')
+    for (const { type, completedAt } of this.run.open.values()) {
+      if (completedAt === null && (type === 'call' || (type === 'step' && hasCall))) return true
+    }
+    return false
   }
 
   #deliver(entry: Entry): void {
@@ -246,14 +269,17 @@ export class Course {
   /** Starts new steps, and waits until one ends, or something else happens. */
   async #work(): Promise<void> {
     const { run } = this
-    const starting = this.#newSteps
+    // With an effect under way none is given up for want of a budget: it is waited for, and nothing new begins.
+    const mayStart = this.#running === 0 || this.#lease.mayAsk()
+    const starting = mayStart ? this.#newSteps : []
+    if (starting.length > 0 && this.#unpinned !== null) this.order.pin(this.#unpinned)
     const isSilent = run.open.size === starting.length + this.#running || !this.#hasUnsent()
     const isRecorded = this.#unrecorded.every((told) => told.numbers === run.numbers)
     const isKnown = !this.order.isUnstored && isRecorded && !this.#mustStore
-    if (!isSilent || (starting.length > 0 && !isKnown)) await this.#store(false)
+    if (mayStart && (!isSilent || (starting.length > 0 && !isKnown))) await this.#store(false)
     if (run.ended) return
     if (starting.length > 0) {
-      this.#lease.mayGoOn()
+      if (this.#running === 0) this.#lease.mayGoOn()
       this.#newSteps = []
       this.#running += starting.length
       for (const step of starting) if (!run.ended) run.start(step, (ended) => this.#stepEnded(ended))
@@ -283,7 +309,7 @@ export class Course {
       this.#signal = resolve
     })
     // Nearly always steps alone are awaited.
-    if (this.run.open.size === this.#running) return happened
+    if (this.run.open.size === this.#running || !this.#lease.mayAsk()) return happened
     const over = new AbortController()
     const waits = [happened]
     const wakeAt = earliestOf(this.run.open)
@@ -303,7 +329,7 @@ export class Course {
     const ended = this.#endedSteps
     if (ended.length === 0) return
     this.#endedSteps = []
-    const looking = this.#isStale && this.#look()
+    const looking = this.#isStale && this.#lease.mayAsk() && this.#look()
     if (looking) await looking
     let isStoring = false
     for (const step of ended) {
@@ -361,6 +387,8 @@ export class Course {
     if (last) await this.#lease.commit(last)
     order.stored(size)
     this.#mustStore = false
+    // What was made since is in the store by its number, and so is the course that led to it.
+    if (history.calls >= run.numbers) this.#unpinned = null
     return null
   }
 
@@ -372,6 +400,12 @@ export class Course {
       entry.isRecorded = true
     }
     this.#unrecorded = this.#unrecorded.filter(({ entry }) => !entry.isRecorded)
+  }
+
+  /** Whether an error comes from a failure that is history: then another attempt would meet it again. */
+  isHistory(error: unknown): boolean {
+    const causes = causesOf(error)
+    return this.#failures.some(({ entry }) => entry.isRecorded && causes.has(entry.rejection))
   }
 
   /** Where a retry goes on from, when failures of entries ended the run; undefined: from all of the history. */

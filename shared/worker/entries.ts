@@ -9,8 +9,8 @@ import { limitSize } from './limits.ts'
 /** A hundred years: later is no time that every store and language can hold. */
 const MAX_SLEEP_MS = 100 * 365 * 86_400_000
 
-/** Payloads of one call that are written at once; more are written in slices. */
-const PREPARED_AT_ONCE = 500
+/** How long payloads are copied and validated when they are called, in ms; those that are left have their turn in slices. */
+const PREPARE_MS = 8
 
 /** What a child costs beside its payload, in characters. */
 const CHARS_EACH = 16
@@ -169,13 +169,13 @@ export class CallEntry extends Awaited<unknown> {
     this.#values = Array.from({ length: payloads.length }, () => OPEN)
     this.#isSingle = isSingle
     this.#known = known
-    this.#payloads = payloads.length > PREPARED_AT_ONCE ? payloads.slice() : payloads
+    this.#payloads = payloads.length > 1 ? payloads.slice() : payloads
     try {
       checkOptions(options)
     } catch (error) {
       this.failure = encodeThrown(error, [])
     }
-    if (payloads.length <= PREPARED_AT_ONCE) this.prepare(Number.POSITIVE_INFINITY)
+    this.prepare(payloads.length > 64 ? performance.now() + PREPARE_MS : Number.POSITIVE_INFINITY)
   }
 
   get name(): string {
@@ -208,8 +208,7 @@ export class CallEntry extends Awaited<unknown> {
       const parsed = parsePayload(this.contract, given)
       const text = JSON.stringify(parsed === undefined ? null : parsed)
       limitSize(text, () => `The payload of ${this.name}`)
-      const same = JSON.stringify(given === undefined ? null : given) === text
-      this.#given[i] = same ? text : payloadJson(this.contract, given)
+      this.#given[i] = isWrittenAs(given, text) ? text : payloadJson(this.contract, given)
       this.#texts[i] = text
     } else this.#given[i] = payloadJson(this.contract, given)
     this.chars += (this.#given[i]?.length ?? 0) + CHARS_EACH
@@ -220,12 +219,21 @@ export class CallEntry extends Awaited<unknown> {
     const given = this.#given[i] ?? 'null'
     let text = this.#texts[i]
     if (text === undefined) {
-      text = JSON.stringify(
-        parsePayload(this.contract, fromStored(this.contract.json.input, JSON.parse(given))) ?? null,
-      )
+      text = JSON.stringify(this.#parseAgain(i, given) ?? null)
     }
     if (text === given) return { text, given: undefined }
     return { text, given: givenOf(this.contract, JSON.parse(given), JSON.parse(text)) }
+  }
+
+  /** Of what an earlier run has called, and is forgotten since. */
+  #parseAgain(i: number, given: string): unknown {
+    try {
+      return parsePayload(this.contract, fromStored(this.contract.json.input, JSON.parse(given)))
+    } catch (error) {
+      // A schema may take what JSON writes as something else.
+      if (!(error instanceof InvalidInput)) throw error
+      return parsePayload(this.contract, this.#payloads[i])
+    }
   }
 
   /** Whether what is stored of a child is what was called now. */
@@ -233,7 +241,19 @@ export class CallEntry extends Awaited<unknown> {
     const text = this.#given[i] ?? 'null'
     // Nearly always they are the same to the letter.
     if (stored.given === undefined && JSON.stringify(stored.payload) === text) return true
-    return isGivenAgain(this.contract, JSON.parse(text), stored)
+    return isGivenAgain(this.contract, JSON.parse(text), stored) || this.#isParsedAs(text, stored)
+  }
+
+  /** Whether a child of a version that kept no digest was called with this. */
+  #isParsedAs(text: string, stored: { payload?: unknown; given?: string }): boolean {
+    if (stored.given !== undefined) return false
+    try {
+      const parsed = parsePayload(this.contract, fromStored(this.contract.json.input, JSON.parse(text)))
+      return isGivenAgain(this.contract, parsed, stored)
+    } catch (error) {
+      if (error instanceof InvalidInput) return false
+      throw error
+    }
   }
 
   /** Notes how a child ended, and when. */
@@ -264,6 +284,15 @@ function named(error: Error, i: number): Error {
   if (!(error instanceof InvalidInput)) return error
   const issues = error.issues.map(({ path, message }) => ({ path: path.replace(/^payload/, `payloads.${i}`), message }))
   return new InvalidInput(error.message, issues)
+}
+
+/** Whether JSON writes a value as this text. */
+function isWrittenAs(value: unknown, text: string): boolean {
+  try {
+    return JSON.stringify(value === undefined ? null : value) === text
+  } catch {
+    return false
+  }
 }
 
 /** Untyped code may give anything. */

@@ -94,9 +94,10 @@ class ClaimedRun implements Execution {
   readonly #envelope: Envelope | null
   #run: Run | null = null
   #course: Course | null = null
-  #payload: unknown
+  /** Secret texts in the payload, as it came: the handler may change it. */
+  #secrets: readonly string[] = []
   #aborted: RunAborted | null = null
-  /** What it ended with is known, and perhaps on its way to the store: nothing can stop it any more. */
+  /** It is parked, and the store perhaps about to hear of it: nothing can stop it any more. */
   #over = false
 
   constructor(deps: Shared, claimed: Claimed) {
@@ -151,7 +152,7 @@ class ClaimedRun implements Execution {
     if (!this.#implementation) return null
     const { claimed } = this
     const { contract } = this.#implementation
-    this.#payload = payload
+    if (contract.secrets.length > 0) this.#secrets = secretsIn(contract, payload)
     const parked = this.#deps.kept.take(claimed)
     if (parked) {
       parked.resume(this.#courseLease())
@@ -161,7 +162,7 @@ class ClaimedRun implements Execution {
     this.#run = run
     // Nearly all handlers await nothing.
     if (run.ended?.type === 'returned' && !run.unawaited) return this.#succeeded(run.ended.value)
-    const secrets = contract.secrets.length > 0 ? secretsIn(contract, payload) : []
+    const secrets = this.#secrets
     return this.#follow(new Course(this.#deps, run, { lease: this.#courseLease(), envelope, secrets }))
   }
 
@@ -180,6 +181,7 @@ class ClaimedRun implements Execution {
         const what = `${kind} task ${id} went to another worker, was cancelled, or was deleted.`
         throw stop(new RunAborted('lease_lost', what))
       },
+      mayAsk: mayGoOn,
       mayGoOn() {
         if (!mayGoOn()) throw stop(new RunAborted('stopping', `The worker of task ${id} stops.`))
       },
@@ -253,13 +255,13 @@ class ClaimedRun implements Execution {
     const rules = contract?.retry
     const maxAttempts = this.#envelope?.max_attempts ?? rules?.maxAttempts ?? 1
     const { attempt } = this.claimed
-    if (!judged.permanent && rules && mayRetry(attempt, maxAttempts)) {
+    const isPermanent = judged.permanent || this.#course?.isHistory(error) === true
+    if (!isPermanent && rules && mayRetry(attempt, maxAttempts)) {
       const random = this.#deps.random()
       const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: judged.afterMs })
       return { ...this.#lease(), type: 'retry', at: this.#deps.clock.now() + waitMs }
     }
-    const secrets = contract && this.#payload !== undefined ? secretsIn(contract, this.#payload) : []
-    const message = maskSecrets(judged.message, secrets)
+    const message = maskSecrets(judged.message, this.#secrets)
     const { type, statusCode } = judged
     const failure = { type, message: message.slice(0, MAX_MESSAGE) }
     return this.#end({ state: 'failed', statusCode, error: failure, resume: this.#resumePoint(error) })

@@ -143,7 +143,11 @@ export class History {
   #fill(entry: Entry, n: number, stored: Stored | null): void {
     const { failure } = entry
     if (stored === null) {
-      if (entry.type === 'call' && !failure) entry.missing.push(n - entry.first)
+      if (entry.type === 'call' && !failure) {
+        // One that was there before is called again: somebody has forgotten it.
+        entry.missing.push(n - entry.first)
+        entry.isSent = false
+      }
       return
     }
     if (stored.live) {
@@ -172,6 +176,7 @@ export class History {
     }
     if (entry.type === 'sleep') {
       entry.until = Number(record.result)
+      if (!Number.isFinite(entry.until)) throw this.#mismatch(n, `step "${record.step}"`, entry.name)
       return
     }
     if (isFailure) entry.failure = { ...(record.error as Thrown), status_code: record.status_code }

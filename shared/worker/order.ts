@@ -71,6 +71,11 @@ export class Order {
     this.#deliveries++
   }
 
+  /** Writes down the last delivery that was decided, though it is implied: then all that came before it are known to have been. */
+  pin(entry: number): void {
+    if (this.#decided > 0 && !this.#written.has(this.#decided - 1)) this.#write(this.#decided - 1, entry)
+  }
+
   /** How many deliveries are written down. */
   get size(): number {
     return this.#written.size

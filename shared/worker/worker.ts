@@ -89,6 +89,7 @@ export function createWorker(options: WorkerOptions): Worker {
   let msPerTask = 0
   /** An error that nobody foresaw: it ends the worker. */
   let fatal: { error: unknown } | null = null
+  const failed = Promise.withResolvers<void>()
   let running = 0
   /** Those of them that wait for the store. */
   let committing = 0
@@ -154,6 +155,7 @@ export function createWorker(options: WorkerOptions): Worker {
   }
 
   async function settleCall(all: readonly Outcome[]): Promise<boolean[]> {
+    if (fatal) throw fatal.error
     // A task that was claimed anew meanwhile, by this very worker, is its newer run's: a call takes one outcome of each.
     const isCurrent = ({ id, token }: Outcome) => held.get(id)?.claimed.token === token
     const outcomes = all.every(isCurrent) ? all : all.filter(isCurrent)
@@ -325,6 +327,7 @@ export function createWorker(options: WorkerOptions): Worker {
 
   /** Starts claimed tasks for a slice of time; those that are left wait for the next turn of the event loop. */
   function start(tasks: readonly Claimed[]): void {
+    if (fatal) return
     taken += tasks.length
     const isBusy = waiting.length > 0
     const started = isBusy ? 0 : startSome(tasks, (task) => task)
@@ -391,6 +394,7 @@ export function createWorker(options: WorkerOptions): Worker {
   /** An error that nobody foresaw: nothing more is done, and what is held goes to others when its leases end. */
   function fail(error: unknown): void {
     fatal ??= { error }
+    failed.resolve()
     stopping = true
     graceOver.abort()
     signalChange()
@@ -464,7 +468,7 @@ export function createWorker(options: WorkerOptions): Worker {
     more = true
     nextLook = 0
     try {
-      await claimWhile(() => !stopping && goesOn())
+      await Promise.race([claimWhile(() => !stopping && goesOn()), failed.promise])
       stop()
       while (held.size > 0 && !fatal) await changed.promise
     } catch (error) {
@@ -559,12 +563,16 @@ class Waiting implements Held {
   }
 }
 
-/** Adds the kinds of which an outcome queues tasks: of children that it calls, and of a parent or a task that may go on. */
+/** Adds the kinds of which an outcome queues tasks: of children that it calls, of a parent or a task that may go on, and of one that is given back. */
 function addKindsQueuedBy(outcome: Outcome, kinds: string[]): void {
   if (outcome.type === 'call') {
     kinds.push(outcome.kind)
     for (const { kind } of outcome.children) if (!kinds.includes(kind)) kinds.push(kind)
-  } else if (outcome.parent && !kinds.includes(outcome.parent.kind)) kinds.push(outcome.parent.kind)
+  } else if (outcome.type === 'release') {
+    if (!kinds.includes(outcome.kind)) kinds.push(outcome.kind)
+  } else if (outcome.type === 'end' && outcome.parent && !kinds.includes(outcome.parent.kind)) {
+    kinds.push(outcome.parent.kind)
+  }
 }
 
 function charsOf(outcome: Outcome): number {
@@ -572,6 +580,7 @@ function charsOf(outcome: Outcome): number {
   if (outcome.type !== 'call') return 0
   const { children, records } = outcome
   return (
+    outcome.order.length +
     children.reduce((sum, { envelope }) => sum + envelope.length, 0) +
     records.reduce((sum, { record }) => sum + record.length, 0)
   )

@@ -102,7 +102,9 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
       for (const { id, record } of records) args.push(id, record)
       // Not by spreading: a part of a fan-out has more arguments than fit on a stack.
       for (const arg of newTaskArgs(children, kinds)) args.push(arg)
-      if (park) args.push(awaits?.alone ?? '-', awaits?.groups.length ?? 0, ...(awaits?.groups ?? []))
+      if (!park) break
+      args.push(awaits?.alone ?? '-', awaits?.groups.length ?? 0)
+      for (const group of awaits?.groups ?? []) args.push(group)
       break
     }
   }

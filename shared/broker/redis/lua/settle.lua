@@ -127,13 +127,16 @@ local function countGroups(o)
 end
 
 local function callChildren(o, head, t)
+  -- A full Redis lets a script go on that has begun by freeing: to park without anything new must not need room.
+  local isBare = head.park and #o.records == 0 and #o.children == 0
+  if isBare then call('ZREM', of(head.kind, RUNNING), o.id) end
   callAll('HSET', TASKS, o.records)
   local added = add(o.children, true)
   if added > 0 then countGroups(o) end
   local pending = (added > 0 or head.park) and call('HINCRBY', PENDING, o.id, added) or 0
   t.id, t.calls, t.steps, t.order = o.id, head.calls, head.steps, head.order
   if head.park then
-    call('ZREM', of(head.kind, RUNNING), o.id)
+    if not isBare then call('ZREM', of(head.kind, RUNNING), o.id) end
     if pending == 0 then call('HDEL', PENDING, o.id) end
     if mayGoOn(o, head, pending) then return requeue(head.kind, { t }) end
     t.state, t.token = 'waiting', '-'
