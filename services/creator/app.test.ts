@@ -93,7 +93,13 @@ describe('POST /{kind}', () => {
     ['text', z.string(), 'text'],
     ['null', z.null(), null],
     ['text or an object', z.union([z.string(), z.object({ a: z.number() })]), { a: 1 }],
-    ['an object with a field of that name', z.object({ payload: z.string() }), { payload: 'a field of its own' }],
+    ...[
+      z.object({ payload: z.string() }),
+      z.object({ payload: z.string() }).transform((one) => one),
+      z.object({ payload: z.string() }).optional(),
+      z.union([z.object({ payload: z.string() }), z.object({ a: z.number() })]),
+      z.preprocess((one) => one, z.object({ payload: z.string() })),
+    ].map((input): [string, z.ZodType, unknown] => ['an object with such a field', input, { payload: 'its own' }]),
   ])('a payload that is %s is taken, wrapped and bare', async (_, input, payload) => {
     const other = defineTask({ kind: 'other', description: 'Another kind.', input, output: z.null() })
     const { post, envelopeOf } = await setup({ contracts: { other } })

@@ -1,6 +1,7 @@
 import * as z from 'zod'
 import { type Contract, issuesOf, type PayloadOf, parsePayload } from '#shared/task/define.ts'
 import { InvalidInput, type Issue } from '#shared/task/errors.ts'
+import { mayHaveField } from '#shared/task/schema.ts'
 import { PRIORITIES } from '#shared/task/task.ts'
 
 const DAY_MS = 86_400_000
@@ -78,16 +79,15 @@ export function readBatch<C extends Contract>(contract: C, body: unknown): Paylo
 }
 
 function unwrap(contract: Contract, body: unknown): { payload: unknown; options: unknown } {
-  if (isObject(body) && Object.hasOwn(body, 'payload') && (isObject(body['payload']) || !hasPayloadField(contract))) {
+  if (
+    isObject(body) &&
+    Object.hasOwn(body, 'payload') &&
+    (isObject(body['payload']) || !mayHaveField(contract.input, 'payload'))
+  ) {
     const { payload, options = {}, ...others } = body
     if (Object.keys(others).length === 0) return { payload, options }
   }
   return { payload: body, options: {} }
-}
-
-/** Whether the kind's own payload may be an object with a field of this name, so that a body with one may be the payload itself. */
-function hasPayloadField({ input }: Contract): boolean {
-  return input instanceof z.ZodObject ? Object.hasOwn(input.shape, 'payload') : input instanceof z.ZodRecord
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

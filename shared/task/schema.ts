@@ -48,6 +48,7 @@ interface Definition {
   keyType?: z.ZodType
   valueType?: z.ZodType
   innerType?: z.ZodType
+  in?: z.ZodType
   out?: z.ZodType
   values?: unknown[]
   getter?: () => z.ZodType
@@ -147,5 +148,27 @@ function mayBeNull(schema: z.ZodType): boolean {
       return def.out ? mayBeNull(def.out) : true
     default:
       return def.innerType ? mayBeNull(def.innerType) : false
+  }
+}
+
+/** Whether a schema takes objects that have a field of this name by its own word: then an object with one may be the value itself. */
+export function mayHaveField(schema: z.ZodType, name: string): boolean {
+  const def = definitionOf(schema)
+  switch (def.type) {
+    case 'object':
+      return Object.hasOwn(def.shape ?? {}, name)
+    case 'record':
+      return true
+    case 'union':
+      return (def.options ?? []).some((part) => mayHaveField(part, name))
+    case 'intersection':
+      return [def.left, def.right].some((part) => part !== undefined && mayHaveField(part, name))
+    case 'pipe':
+      // `z.preprocess` begins with a transform, which takes anything.
+      return [def.in, def.out].some((part) => part !== undefined && mayHaveField(part, name))
+    case 'lazy':
+      return def.getter ? mayHaveField(def.getter(), name) : false
+    default:
+      return def.innerType ? mayHaveField(def.innerType, name) : false
   }
 }

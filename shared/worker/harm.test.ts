@@ -1,7 +1,9 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import * as z from 'zod'
 import type { Broker } from '#shared/broker/broker.ts'
 import { nextTurn, systemClock } from '#shared/runtime/clock.ts'
-import { type PermanentError, StoreUnavailable } from '#shared/task/errors.ts'
+import { secret } from '#shared/task/define.ts'
+import { PermanentError, StoreUnavailable } from '#shared/task/errors.ts'
 import { stores } from '#shared/test/stores.ts'
 import { adder, kind, type WorkerScene, workerScene } from '#shared/test/worker-scene.ts'
 import { type Context, implement } from './implement.ts'
@@ -23,20 +25,12 @@ describe.each(stores)('a handler on $name', (store) => {
   afterEach(() => scene.broker.close())
 
   test('that computes lets heartbeats through between tasks, and leaves other workers their part', async () => {
-    const { create, recordOf, worker, broker } = scene
+    const { create, recordOf, worker } = scene
     const ids: string[] = []
     for (let i = 0; i < 60; i++) ids.push(await create(busy))
     // Time is real here: what is tried is the event loop. 60 × 20 ms are four leases long.
     const ran = new Map<string, string[]>()
-    const options = { clock: systemClock, leaseMs: 300, broker: { ...broker, claim: watched(broker) } }
-    const claimed: number[] = []
-    function watched(inner: Broker): Broker['claim'] {
-      return async (request) => {
-        const claim = await inner.claim(request)
-        claimed.push(claim.tasks.length)
-        return claim
-      }
-    }
+    const options = { clock: systemClock, leaseMs: 300 }
     const workers = ['first', 'second'].map((name) =>
       worker(
         [
@@ -126,6 +120,69 @@ describe.each(stores)('a handler on $name', (store) => {
     })
   })
 
+  test.each(['a call', 'the next step of another branch'])(
+    'whose budget of requests ends beside %s does not repeat an effect',
+    async (beside) => {
+      const { clock, create, recordOf, worker } = scene
+      const fast = kind('fast')
+      const effects: string[] = []
+      let left = 3
+      const handler = implement(parent, async (_, ctx) => {
+        const charge = ctx.step('charge', async () => {
+          effects.push('charge')
+          left = 0
+          for (let turn = 0; turn < 10; turn++) await nextTurn()
+          return 'charged'
+        })
+        const other =
+          beside === 'a call' ? ctx.call(fast, 1) : ctx.step('a', () => 1).then(() => ctx.step('b', () => 2))
+        return Promise.all([charge, other])
+      })
+      const id = await create(parent)
+      const list = [handler, implement(fast, (n) => n)]
+      const { more, queued } = await worker(list, { pollMs: 1 }).drain({ mayGoOn: () => left > 0 })
+      // Who drains next is told that there is more.
+      expect({ more, queued: queued.includes('parent') }).toEqual({ more: true, queued: true })
+      left = 1_000
+      clock.advance(1_000)
+      await worker(list).drain()
+      await worker(list).drain()
+      expect(effects).toEqual(['charge'])
+      expect((await recordOf(id)).status_code).toBe(200)
+    },
+  )
+
+  test('that changes its payload hides no secret from the mask', async () => {
+    const { create, recordOf, clock, drain } = scene
+    const guarded = kind('guarded', { input: z.object({ key: secret(z.string()) }), retry: { maxAttempts: 1 } })
+    const handler = implement(guarded, async (payload, ctx) => {
+      const { key } = payload
+      payload.key = 'gone'
+      await ctx
+        .step('use', () => {
+          throw new PermanentError(`The key ${key} does not fit`)
+        })
+        .catch(() => undefined)
+      await ctx.sleep(1)
+      throw new Error(`What now, ${key}?`)
+    })
+    const id = await create(guarded, { key: 'hunter2hunter2' })
+    await drain([handler])
+    clock.advance(10)
+    await drain([handler])
+    expect((await recordOf(id)).result).toBe('What now, [sealed]?')
+    expect((await recordOf(`${id}.0`)).result).toBe('The key [sealed] does not fit')
+  })
+
+  test('whose step gives a list of nothing goes on', async () => {
+    const { create, recordOf, drain } = scene
+    const id = await create(parent)
+    await drain([
+      implement(parent, (_, ctx) => ctx.step('send all', () => Promise.all([1, 2].map(async () => undefined)))),
+    ])
+    expect(await recordOf(id)).toMatchObject({ result: '[null,null]' })
+  })
+
   test.each<[string, () => unknown]>([
     ['a function', () => () => 1],
     ['a BigInt', () => 1n],
@@ -213,6 +270,37 @@ describe.each(stores)('a handler on $name', (store) => {
       expect(await recordOf(id)).toMatchObject({ result: 'by another' })
     },
   )
+
+  test('is not begun any more when its worker has met such an error, whatever a claim still brings', async () => {
+    const { broker, create, worker } = scene
+    const gate = Promise.withResolvers<void>()
+    const begun: string[] = []
+    await create(busy)
+    const claiming = Promise.withResolvers<void>()
+    let claims = 0
+    const broken: Broker = {
+      ...broker,
+      async claim(request) {
+        if (++claims > 1) {
+          claiming.resolve()
+          await gate.promise
+        }
+        return broker.claim(request)
+      },
+      async settle() {
+        await claiming.promise
+        throw new TypeError('nobody foresaw this')
+      },
+    }
+    const list = [implement(busy, (_, ctx) => void begun.push(ctx.taskId))]
+    const loop = worker(list, { broker: broken, concurrency: 4 }).loop(new AbortController().signal)
+    while (begun.length === 0) await nextTurn()
+    await create(busy)
+    expect(await loop.catch((error: Error) => error.message)).toBe('nobody foresaw this')
+    gate.resolve()
+    for (let turn = 0; turn < 20; turn++) await nextTurn()
+    expect(begun).toHaveLength(1)
+  })
 
   test('is not begun while the store is away, and the worker goes on when it is back', async () => {
     const { broker, clock, create, recordOf, worker } = scene

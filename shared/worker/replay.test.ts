@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import * as z from 'zod'
 import type { Broker } from '#shared/broker/broker.ts'
+import { removeTree } from '#shared/broker/tree.ts'
 import { nextTurn } from '#shared/runtime/clock.ts'
 import { defineTask } from '#shared/task/define.ts'
 import { PermanentError } from '#shared/task/errors.ts'
@@ -105,6 +106,49 @@ describe.each(stores)('replay on $name', (store) => {
       expect(begun).toEqual(['fast', 'fast'])
       expect(await recordOf(id)).toMatchObject({ result: 'fast' })
     })
+
+    test.each(['fails', 'dies'])(
+      'a race that the first call has won stays won when the attempt %s, though the other one was stamped earlier',
+      async (how) => {
+        const { broker, clock, create, worker, recordOf } = scene
+        const begun: string[] = []
+        const died = Promise.withResolvers<void>()
+        const handler = implement(parent, async (_, ctx) => {
+          const winner = await Promise.race([ctx.call(fast, 'a'), ctx.call(slow, 'b')])
+          return ctx.step('pay', () => {
+            begun.push(winner)
+            if (begun.length > 1) return winner
+            if (how === 'fails') throw new Error('once')
+            died.resolve()
+            return new Promise<string>(() => undefined)
+          })
+        })
+        const id = await create(parent)
+        await worker([handler]).drain()
+        // The result of `slow` is stamped first, and on its way for long.
+        const [settling, gate] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+        const late: Broker = {
+          ...broker,
+          async settle(...args) {
+            settling.resolve()
+            await gate.promise
+            return broker.settle(...args)
+          },
+        }
+        const slowly = worker([slowOne], { broker: late }).drain()
+        await settling.promise
+        clock.advance(10)
+        await worker([fastOne]).drain()
+        const first = worker([handler], { leaseMs: 1_000 }).drain()
+        await (how === 'fails' ? first : died.promise)
+        gate.resolve()
+        await slowly
+        clock.advance(60_000)
+        await worker([handler]).drain()
+        expect(begun).toEqual(['a', 'a'])
+        expect(await recordOf(id)).toMatchObject({ result: 'a' })
+      },
+    )
 
     test('is nothing at all where entries complete in the order of their numbers', async () => {
       const { broker, create, worker, recordOf } = scene
@@ -491,6 +535,45 @@ describe.each(stores)('replay on $name', (store) => {
     await drainAnew(handler, fastOne)
     expect(await recordOf(id)).toMatchObject({ result: '[["TypeError","no stock","E_STOCK",409],"next"]' })
     expect(effects).toBe(1)
+  })
+
+  test('a failure that is history is not met again and again: the task fails at once', async () => {
+    const { create, recordOf, drain } = scene
+    const handler = implement(parent, async (_, ctx) => {
+      const [first] = await Promise.allSettled([
+        ctx.step('reserve', () => {
+          throw new Error('no stock')
+        }),
+      ])
+      await ctx.call(fast, 'told')
+      if (first?.status === 'rejected') throw first.reason
+    })
+    const id = await create(parent)
+    await drain([handler, fastOne])
+    expect(await recordOf(id)).toMatchObject({ status: 'failed', attempt: 1, result: 'no stock' })
+  })
+
+  test('a child that somebody has forgotten is called again, and its parent does not spin', async () => {
+    const { broker, create, recordOf, worker } = scene
+    const handler = implement(parent, (_, ctx) => Promise.all([ctx.call(fast, 1), ctx.call(slow, 2)]))
+    const id = await create(parent)
+    let reads = 0
+    const counting: Broker = {
+      ...broker,
+      get(...args) {
+        reads++
+        return broker.get(...args)
+      },
+    }
+    const first = worker([handler, fastOne], { broker: counting })
+    // `slow` is cancelled, which its parent would be told of; then it is deleted before its parent looks.
+    const lookless: Broker = { ...broker, claim: async () => ({ tasks: [], nextDueAt: null }) }
+    await first.drain()
+    await removeTree({ broker: lookless, contracts: {}, now: scene.clock.now }, `${id}.1`)
+    await first.drain()
+    expect(reads).toBeLessThan(20)
+    await worker([handler, slowOne]).drain()
+    expect(await recordOf(id)).toMatchObject({ result: '[1,2]' })
   })
 
   test('what is refused before it is called stays refused', async () => {
