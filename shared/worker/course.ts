@@ -62,10 +62,10 @@ export class Course {
   /** Whether something was delivered that the store does not know. */
   #mustStore = false
   /**
-   * The last entry whose delivery was decided while the end of another one was open that may yet turn out to have been earlier: its record comes from a
-   * slower store call, or by another clock. Null where a later run would decide the same by the times alone.
+   * Whether a delivery was decided while another entry was open whose end may yet turn out to have been earlier: its record was on its way, or is stamped by
+   * another clock. Otherwise a later run decides the same by the times alone.
    */
-  #unpinned: number | null = null
+  #isUnpinned = false
   /** Deliveries that the store has when it has accepted the park. */
   #storedWhenParked = 0
   /** Whether children may have ended since the last look. */
@@ -110,7 +110,7 @@ export class Course {
     this.order.stored(this.#storedWhenParked)
     this.#mustStore = false
     this.#isStale = true
-    if (this.history.calls >= this.run.numbers) this.#unpinned = null
+    if (this.history.calls >= this.run.numbers) this.#isUnpinned = false
   }
 
   /** Characters of what the run was given: about what it holds in memory. */
@@ -235,8 +235,7 @@ export class Course {
       order.decide(first, first === smallest && isCertain)
       decided.add(first)
     }
-    const last = ready.at(-1)
-    if (last && this.#mayDecideOtherwise(ready)) this.#unpinned = last.first
+    if (this.#mayDecideOtherwise(ready)) this.#isUnpinned = true
     if (order.isTooLong) {
       const message = `Too much of ${this.claimed.kind} task ${this.claimed.id} completes out of order: call ctx.map for what goes side by side.`
       throw new PermanentError(message, { code: 'order_too_long' })
@@ -272,7 +271,7 @@ export class Course {
     // With an effect under way none is given up for want of a budget: it is waited for, and nothing new begins.
     const mayStart = this.#running === 0 || this.#lease.mayAsk()
     const starting = mayStart ? this.#newSteps : []
-    if (starting.length > 0 && this.#unpinned !== null) this.order.pin(this.#unpinned)
+    if (starting.length > 0 && this.#isUnpinned) this.order.pin()
     const isSilent = run.open.size === starting.length + this.#running || !this.#hasUnsent()
     const isRecorded = this.#unrecorded.every((told) => told.numbers === run.numbers)
     const isKnown = !this.order.isUnstored && isRecorded && !this.#mustStore
@@ -388,7 +387,7 @@ export class Course {
     order.stored(size)
     this.#mustStore = false
     // What was made since is in the store by its number, and so is the course that led to it.
-    if (history.calls >= run.numbers) this.#unpinned = null
+    if (history.calls >= run.numbers) this.#isUnpinned = false
     return null
   }
 

@@ -19,6 +19,20 @@ test('puts neighbours together', () => {
   expect(order.text).toBe('2:12,15-17;7:18')
 })
 
+test('says how far it was decided, though all of it is implied', () => {
+  const order = new Order('')
+  for (const entry of [0, 1, 2]) order.decide(entry, true)
+  order.pin()
+  order.pin()
+  expect(order.text).toBe('2:2')
+  order.decide(9, false)
+  order.pin()
+  expect(order.text).toBe('2:2,9')
+  const again = new Order('2:2')
+  again.pin()
+  expect(again.text).toBe('2:2')
+})
+
 test('whatever is delivered is read again, and goes on from there', () => {
   const deliveries = fc.array(fc.record({ entry: fc.nat({ max: 30 }), implied: fc.boolean() }), { maxLength: 60 })
   fc.assert(

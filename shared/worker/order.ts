@@ -16,6 +16,8 @@ export class Order {
   #stored: number
   #deliveries = 0
   #decided = 0
+  /** The entry whose delivery was decided last. */
+  #last: number | null = null
 
   /** Goes on from the text of an earlier run. */
   constructor(text: string) {
@@ -64,6 +66,7 @@ export class Order {
   decide(entry: number, implied: boolean): void {
     const position = Math.max(this.#decided, this.#deliveries)
     if (!implied) this.#write(position, entry)
+    this.#last = entry
     this.#decided = position + 1
   }
 
@@ -72,8 +75,9 @@ export class Order {
   }
 
   /** Writes down the last delivery that was decided, though it is implied: then all that came before it are known to have been. */
-  pin(entry: number): void {
-    if (this.#decided > 0 && !this.#written.has(this.#decided - 1)) this.#write(this.#decided - 1, entry)
+  pin(): void {
+    const position = this.#decided - 1
+    if (this.#last !== null && !this.#written.has(position)) this.#write(position, this.#last)
   }
 
   /** How many deliveries are written down. */
