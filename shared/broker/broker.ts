@@ -28,7 +28,8 @@ export interface Broker {
 
   /**
    * Reports how claimed tasks ended, each guarded by its token, and claims the next ones in the same call. An outcome whose token is not the current one is refused and changes
-   * nothing. At most one outcome for a task in one call. When the last unfinished child of a waiting parent ends, the parent is queued again, at the front.
+   * nothing. At most one outcome for a task in one call. A waiting parent is queued again, at the front, when its last
+   * unfinished child ends, when one ends that it awaits alone (`group` is `one`), or the last of a group that it awaits beside others.
    */
   settle(outcomes: readonly Outcome[], next?: ClaimRequest): Promise<Settled>
 
@@ -225,7 +226,7 @@ export interface ReleaseOutcome {
 
 /**
  * The task calls children, or notes results of steps. Children whose id is known are left as they are. With `park` the
- * lease is given back: the task waits until what it awaits has ended, or until `wakeAt`, whichever is first. What has ended since it looked queues it again at once.
+ * lease is given back: the task waits until something that it awaits has ended, or until `wakeAt`, whichever is first. What has ended since it looked queues it again at once.
  * Without `park` it goes on running (a large fan-out comes in several calls, and only the last one parks).
  */
 export interface CallOutcome {

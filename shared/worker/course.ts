@@ -271,7 +271,10 @@ export class Course {
     // With an effect under way none is given up for want of a budget: it is waited for, and nothing new begins.
     const mayStart = this.#running === 0 || this.#lease.mayAsk()
     const starting = mayStart ? this.#newSteps : []
-    if (starting.length > 0 && this.#isUnpinned) this.order.pin()
+    if (starting.length > 0 && this.#isUnpinned) {
+      this.order.pin()
+      this.#isUnpinned = false
+    }
     const isSilent = run.open.size === starting.length + this.#running || !this.#hasUnsent()
     const isRecorded = this.#unrecorded.every((told) => told.numbers === run.numbers)
     const isKnown = !this.order.isUnstored && isRecorded && !this.#mustStore

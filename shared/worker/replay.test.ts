@@ -150,6 +150,27 @@ describe.each(stores)('replay on $name', (store) => {
       },
     )
 
+    test('costs one call where a race is followed by steps, however many', async () => {
+      const { broker, create, worker, recordOf } = scene
+      let settles = 0
+      const counting: Broker = {
+        ...broker,
+        settle(outcomes, next) {
+          settles += outcomes.some((one) => one.kind === 'parent') ? 1 : 0
+          return broker.settle(outcomes, next)
+        },
+      }
+      const handler = implement(parent, async (_, ctx) => {
+        await Promise.race([ctx.call(fast, 'a'), ctx.call(slow, 'b')])
+        for (let i = 0; i < 20; i++) await ctx.step(`${i}`, () => i)
+      })
+      const id = await create(parent)
+      await worker([handler, fastOne], { broker: counting }).drain()
+      // The park, how far the order was decided, 20 steps, the end.
+      expect(settles).toBe(23)
+      expect(await recordOf(id)).toMatchObject({ order: '0:0,2-21' })
+    })
+
     test('is nothing at all where entries complete in the order of their numbers', async () => {
       const { broker, create, worker, recordOf } = scene
       const orders = new Set<string>()
