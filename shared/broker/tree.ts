@@ -86,12 +86,18 @@ async function cancelBelow(deps: TreeDeps, id: string, calls: number | null): Pr
 export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Promise<void> {
   if (tasks.length === 0) return
   const calls = new Map<string, number>()
-  for (const { id, record } of tasks) calls.set(id, (record !== null && readRecord(record)?.calls) || 0)
+  const uncertain = new Map<string, number>()
+  for (const { id, record } of tasks) {
+    const read = record === null ? null : readRecord(record)
+    calls.set(id, read?.calls ?? 0)
+    if (!tellsItsCalls(read)) uncertain.set(id, read?.calls ?? 0)
+  }
   for (const task of await cancelLive(deps, tasks)) {
     calls.set(task.id, task.calls ?? 0)
+    if (task.calls !== null) uncertain.delete(task.id)
     await cancelBelow(deps, task.id, task.calls)
   }
-  for (const id of await longerThanRecorded(deps.broker, calls)) {
+  for (const id of await longerThanRecorded(deps.broker, uncertain)) {
     calls.set(id, await lengthOf(deps.broker, id, calls.get(id) ?? 0))
   }
   for (const [id, known] of calls) {
@@ -111,14 +117,26 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
   )
 }
 
-/**
- * Tasks that called more children than is known of them: the record of a cancelled one is made before it is cancelled, and a
- * foreign one does not tell. Children have consecutive numbers, so one look at the next number tells.
- */
+/** Numbers behind the known end of a history at which it is looked for: some have no entry, as a step may be under way while a later call is stored. */
+const GAP = 8
+
+/** Whether a record tells how many children there are: that of a cancelled task is made before it is cancelled, and a foreign one does not tell. */
+function tellsItsCalls(record: FinalRecord | null): boolean {
+  return (
+    record !== null && (record.step !== undefined || (record.attempt !== undefined && record.status !== 'cancelled'))
+  )
+}
+
+/** Tasks that called more children than is known of them. */
 async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, number>): Promise<string[]> {
   const ids = [...calls.keys()]
-  const next = await broker.get(ids.map((id) => childId(id, calls.get(id) ?? 0)))
-  return ids.filter((_, index) => next[index])
+  const longer = new Set<string>()
+  for (let i = 0; i < ids.length; i += CHUNK / GAP) {
+    const some = ids.slice(i, i + CHUNK / GAP)
+    const next = await broker.get(some.flatMap((id) => idsOfCalls(id, calls.get(id) ?? 0, (calls.get(id) ?? 0) + GAP)))
+    for (const [j, child] of next.entries()) if (child) longer.add(some[Math.floor(j / GAP)] ?? '')
+  }
+  return [...longer]
 }
 
 /** How long a task's history is, of which so much is known: it ends where a whole chunk is unknown. */
