@@ -49,13 +49,13 @@ export async function retryTask(deps: TreeDeps, id: string): Promise<void> {
  * all failures are forgotten.
  */
 function allOf({ status, calls = 0, order = '' }: FinalRecord, length: number): ResumePoint {
-  return status === 'cancelled' ? { calls, order, forget: [] } : { calls: length, forget: [[0, length]] }
+  return status === 'cancelled' ? { calls, order, keep: [[0, calls]] } : { calls: length, keep: [] }
 }
 
 /** Whether a retry does without an entry of the history, and makes it again if the handler still does. */
-function isForgotten(child: Stored, n: number, root: FinalRecord, { calls, forget }: ResumePoint): boolean {
+function isForgotten(child: Stored, n: number, root: FinalRecord, { calls, keep }: ResumePoint): boolean {
   if (n >= calls || child.live) return true
-  if (forget.some(([first, last]) => n >= first && n <= last)) return hasFailed(child)
+  if (!keep.some(([first, last]) => n >= first && n <= last)) return hasFailed(child)
   // What was cancelled with its root was never told to the handler; what was cancelled before may have been.
   const record = readRecord(child.record)
   return record?.status === 'cancelled' && (record.finished_at ?? 0) >= (root.finished_at ?? 0)

@@ -158,9 +158,9 @@ const isOrder: Fits = (value) => {
 }
 const isResumePoint: Fits = (value) => {
   if (typeof value !== 'object' || value === null) return false
-  const { calls, order = '', forget } = value as Record<string, unknown>
+  const { calls, order = '', keep } = value as Record<string, unknown>
   const isRange = (range: unknown) => Array.isArray(range) && range.length === 2 && range.every(isCallCount)
-  return isCallCount(calls) && isOrder(order) && Array.isArray(forget) && forget.every(isRange)
+  return isCallCount(calls) && isOrder(order) && Array.isArray(keep) && keep.every(isRange)
 }
 
 const SHARED_FIELDS = {

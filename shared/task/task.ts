@@ -90,8 +90,8 @@ export interface ResumePoint {
   /** Its length: what came later is forgotten. */
   calls: number
   order?: string
-  /** First and last number of the entries whose failures ended the run: those that failed are called again. */
-  forget: [first: number, last: number][]
+  /** First and last number of the entries whose failures the handler went on from: all others that failed are called again. */
+  keep: [first: number, last: number][]
 }
 
 /** How long a final record is kept when its task does not say: 7 days. */

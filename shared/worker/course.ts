@@ -137,7 +137,7 @@ export class Course {
       if (run.ended) continue
       const next = this.#next()
       if (next) {
-        this.#deliver(next)
+        await this.#deliver(next)
         continue
       }
       if (this.#newSteps.length + this.#running + this.#endedSteps.length > 0) await this.#work()
@@ -252,11 +252,11 @@ export class Course {
     return false
   }
 
-  #deliver(entry: Entry): void {
+  async #deliver(entry: Entry): Promise<void> {
     const { run, order } = this
     const { numbers } = run
+    if (!(await run.deliver(entry))) return
     order.delivered()
-    run.deliver(entry)
     if (entry.rejection) {
       const told = { entry, deliveries: order.deliveries - 1, numbers }
       this.#failures.push(told)
@@ -284,7 +284,7 @@ export class Course {
       if (this.#running === 0) this.#lease.mayGoOn()
       this.#newSteps = []
       this.#running += starting.length
-      for (const step of starting) if (!run.ended) run.start(step, (ended) => this.#stepEnded(ended))
+      for (const step of starting) if (!run.ended) step.start((ended) => this.#stepEnded(ended))
     }
     if (this.#endedSteps.length === 0 && !run.ended) await this.#happening()
     if (!run.ended) await this.#collect()
@@ -410,21 +410,19 @@ export class Course {
     return this.#failures.some(({ entry }) => entry.isRecorded && causes.has(entry.rejection))
   }
 
-  /** Where a retry goes on from, when failures of entries ended the run; undefined: from all of the history. */
-  resumePoint(error: unknown): ResumePoint | undefined {
+  /** Where a retry goes on from: from before the first failure that ended the run, or, without an error of the handler's, from all of the history. */
+  resumePoint(error: unknown): ResumePoint {
     const causes = causesOf(error)
-    let told = this.#failures.filter(({ entry }) => entry.rejection !== null && causes.has(entry.rejection))
-    // A handler that throws something else as soon as it is told of a failure ends because of that failure.
-    const last = this.#failures.at(-1)
-    const isAtOnce = this.run.hasEndedAtOnce && last?.deliveries === this.order.deliveries - 1
-    if (told.length === 0 && last && isAtOnce) told = [last]
-    const [first] = told
-    if (!first) return undefined
-    const order = this.order.before(first.deliveries)
+    // A failure after which nothing was made is not one that the handler went on from, whatever it then throws.
+    const isEnd = ({ entry, numbers }: Told) => causes.has(entry.rejection) || numbers === this.run.numbers
+    const first = error === undefined ? undefined : this.#failures.find(isEnd)
+    const { deliveries, numbers } = first ?? { deliveries: this.order.deliveries, numbers: this.history.calls }
+    const order = first ? this.order.before(deliveries) : this.order.text
+    const kept = this.#failures.filter((told) => told.deliveries < deliveries)
     return {
-      calls: first.numbers,
+      calls: numbers,
       ...(order === '' ? {} : { order }),
-      forget: told.map(({ entry }) => [entry.first, entry.first + entry.size - 1]),
+      keep: kept.map(({ entry }) => [entry.first, entry.first + entry.size - 1]),
     }
   }
 }

@@ -88,12 +88,16 @@ export class StepEntry extends Awaited<unknown> {
   json: string | null = null
   /** When its effect ended; it completes when that is stored. */
   endedAt = 0
-  readonly #effect: () => unknown
+  readonly #begin: () => void
+  readonly #ending: Promise<unknown>
 
   constructor(first: number, label: string, effect: () => unknown) {
     super(first)
     this.label = label
-    this.#effect = effect
+    // In this way it runs in the handler's own AsyncLocalStorage.
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.#begin = resolve
+    this.#ending = promise.then(effect)
   }
 
   get name(): string {
@@ -107,12 +111,11 @@ export class StepEntry extends Awaited<unknown> {
       this.result = result
       onEnd(this)
     }
-    const thrown = (error: unknown) => end({ thrown: error })
-    try {
-      Promise.resolve(this.#effect()).then((value) => end({ value }), thrown)
-    } catch (error) {
-      queueMicrotask(() => thrown(error))
-    }
+    this.#ending.then(
+      (value) => end({ value }),
+      (error: unknown) => end({ thrown: error }),
+    )
+    this.#begin()
   }
 
   deliver(): void {

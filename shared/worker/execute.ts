@@ -267,12 +267,11 @@ class ClaimedRun implements Execution {
     return this.#end({ state: 'failed', statusCode, error: failure, resume: this.#resumePoint(error) })
   }
 
-  /** Where a retry goes on from, if there is any history. */
-  #resumePoint(error: unknown): ResumePoint | undefined {
-    const { calls } = this.#course?.history ?? this.claimed
-    const order = this.#course?.order.text ?? this.claimed.order
-    const point = this.#aborted ? undefined : this.#course?.resumePoint(error)
-    return point ?? { calls, ...(order === '' ? {} : { order }), forget: [] }
+  /** Where a retry goes on from. */
+  #resumePoint(error: unknown): ResumePoint {
+    if (this.#course) return this.#course.resumePoint(this.#aborted ? undefined : error)
+    const { calls, order } = this.claimed
+    return { calls, ...(order === '' ? {} : { order }), keep: [] }
   }
 
   #end(
@@ -365,7 +364,7 @@ interface Judgement {
 }
 
 /** What an error says of the task: whether it may be tried again, when at the earliest, and what to tell. */
-function judge(error: unknown): Judgement {
+function judge(error: unknown, depth = 0): Judgement {
   const message = textOf(error)
   const type = error instanceof TaskerError ? String(error.code) : 'error'
   const known: Judgement = { type, message, statusCode: 500, afterMs: null, permanent: false }
@@ -379,8 +378,8 @@ function judge(error: unknown): Judgement {
     return { ...known, statusCode: statusCodeOf(error.statusCode), afterMs: error.afterMs }
   if (error instanceof RunAborted) return { ...known, statusCode: 504 }
   // Of `Promise.any`: it can help to try again if it can help one of them.
-  if (error instanceof AggregateError && error.errors.length > 0) {
-    const all = error.errors.slice(0, 1_000).map(judge)
+  if (error instanceof AggregateError && error.errors.length > 0 && depth < 3) {
+    const all = error.errors.slice(0, 1_000).map((one: unknown) => judge(one, depth + 1))
     const [first = known] = all
     const details = all.slice(0, 3).map((one) => one.message)
     const isPermanent = all.every(({ permanent }) => permanent)

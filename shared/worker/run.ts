@@ -8,7 +8,7 @@ import type { CallOptions, Context, Implementation } from './implement.ts'
 /** How a handler ended. */
 export type End = { type: 'returned'; value: unknown } | { type: 'threw'; error: unknown }
 
-/** A turn of the event loop in which a handler was started, or something was delivered to it: what it does then follows from its history alone. */
+/** A turn of the event loop in which handlers are started: what they do then follows from their payloads alone. */
 export interface Turn {
   isOver: boolean
 }
@@ -20,7 +20,10 @@ export interface Turn {
 export class Run {
   readonly task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>
   readonly #emit: (id: string, chunk: string) => void
-  #turn: Turn
+  /** The turn in which the handler was started. */
+  readonly #start: Turn
+  /** Something was delivered, and the handler has not come to rest: what it does now follows from its history alone. */
+  #isDelivering = false
   #open: Map<number, Entry> | undefined
   #made: Entry[] | undefined
   #next = 0
@@ -32,8 +35,6 @@ export class Run {
   #wakeUp: (() => void) | undefined
   /** How the handler ended, when it has; at once for one that awaits nothing. */
   ended: End | undefined
-  /** Whether it ended before it came to rest after the last delivery. */
-  hasEndedAtOnce = false
   /** What the handler told of its progress. */
   progress: { done: number; total: number } | undefined
   /** Called when the handler ends. */
@@ -48,7 +49,7 @@ export class Run {
   ) {
     this.task = task
     this.#emit = deps.emit
-    this.#turn = deps.turn()
+    this.#start = deps.turn()
     try {
       const value = implementation.handler(payload, new RunContext(this))
       if (!isThenable(value)) this.ended = { type: 'returned', value }
@@ -100,20 +101,26 @@ export class Run {
     })
   }
 
-  /** Completes an entry for the handler. */
-  deliver(entry: Entry): void {
-    this.#open?.delete(entry.first)
-    if (this.ended) return
-    this.#turn = { isOver: false }
-    this.#isAtRest = false
-    entry.deliver()
-  }
-
-  /** Starts the effect of a step. What it calls of the context is refused. */
-  start(step: StepEntry, onEnd: (step: StepEntry) => void): void {
-    this.#isStarting = true
-    step.start(onEnd)
-    this.#isStarting = false
+  /**
+   * Completes an entry for the handler, and resolves when that has come to rest. Two callbacks are queued for the next turn: between them there are the microtasks
+   * of the first, and neither timers nor sockets. So whatever the handler does between them was caused by the delivery. Gives false when the run has ended before.
+   */
+  deliver(entry: Entry): Promise<boolean> {
+    let isDelivered = false
+    onNextTurn(() => {
+      if (this.ended) return
+      isDelivered = true
+      this.#open?.delete(entry.first)
+      this.#isDelivering = true
+      entry.deliver()
+    })
+    return new Promise((resolve) => {
+      onNextTurn(() => {
+        this.#isDelivering = false
+        this.#isAtRest = this.open.size > 0
+        resolve(isDelivered)
+      })
+    })
   }
 
   /** Aborts the signal, and ends the run with the reason: nothing that the handler awaits of its context ever resolves. */
@@ -153,7 +160,17 @@ export class Run {
       const message = 'ctx.step takes a name of 1 to 200 characters and a function.'
       return quiet(Promise.reject(new PermanentError(message, { code: 'bad_step' })))
     }
-    return this.#enter(new StepEntry(this.#next, name, effect as () => unknown))
+    return this.#enter(new StepEntry(this.#next, name, () => this.#run(effect as () => unknown)))
+  }
+
+  /** Runs the effect of a step. What it calls of the context is refused. */
+  #run(effect: () => unknown): unknown {
+    this.#isStarting = true
+    try {
+      return effect()
+    } finally {
+      this.#isStarting = false
+    }
   }
 
   /** Ignored once the run is over: timers of a handler may live on for a while. */
@@ -185,8 +202,10 @@ export class Run {
     this.#open.set(entry.first, entry)
     this.#made ??= []
     this.#made.push(entry)
-    this.#isAtRest = false
-    this.#check()
+    if (!this.#isDelivering) {
+      this.#isAtRest = false
+      this.#check()
+    }
     return entry.promise
   }
 
@@ -201,8 +220,13 @@ export class Run {
       const message = `${entry.name} of ${kind} task ${id} was made inside of a ctx.step. Make it beside the step: a step is for what ctx does not know.`
       return this.#refuse(new PermanentError(message, { code: 'call_in_step' }))
     }
-    if (!this.#turn.isOver || this.open.size === 0) return null
+    if (!this.#isOutside() || this.open.size === 0) return null
     return this.#refuse(this.#outside(`${entry.name} of ${kind} task ${id} was made`))
+  }
+
+  /** Whether what happens now was caused by something that the history does not know. */
+  #isOutside(): boolean {
+    return this.#start.isOver && !this.#isDelivering
   }
 
   #outside(what: string): PermanentError {
@@ -220,7 +244,7 @@ export class Run {
 
   #returned(value: unknown): void {
     const { id, kind } = this.task
-    if (this.#turn.isOver && this.#open && this.#open.size > 0 && !this.ended) {
+    if (this.#isOutside() && this.#open && this.#open.size > 0 && !this.ended) {
       this.#refuse(this.#outside(`The handler of ${kind} task ${id} returned`))
     } else this.#end({ type: 'returned', value })
   }
@@ -228,7 +252,6 @@ export class Run {
   #end(end: End): void {
     if (this.ended) return
     this.ended = end
-    this.hasEndedAtOnce = !this.#turn.isOver && this.#aborted === undefined
     this.#wakeUp?.()
     this.onEnd?.()
   }
@@ -236,15 +259,11 @@ export class Run {
   #check(): void {
     if (this.#checking) return
     this.#checking = true
-    const turn = this.#turn
     onNextTurn(() => {
       this.#checking = false
-      turn.isOver = true
-      if (this.#turn !== turn) this.#check()
-      else if (this.#open && this.#open.size > 0) {
-        this.#isAtRest = true
-        this.#wakeUp?.()
-      }
+      if (!this.#open || this.#open.size === 0) return
+      this.#isAtRest = true
+      this.#wakeUp?.()
     })
   }
 }
