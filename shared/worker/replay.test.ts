@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { AsyncLocalStorage } from 'node:async_hooks'
 import * as z from 'zod'
 import type { Broker } from '#shared/broker/broker.ts'
 import { removeTree } from '#shared/broker/tree.ts'
@@ -515,6 +516,35 @@ describe.each(stores)('replay on $name', (store) => {
       expect(ran).toEqual([1, 2, 3, 4, 2, 4])
     })
 
+    test.each(['Promise.all', 'allSettled, and an error of its own'])(
+      'calls all that failed again, and not one after the other, with %s',
+      async (how) => {
+        const { create, recordOf, retry, worker } = scene
+        let isBroken = true
+        const list = [
+          implement(parent, async (_, ctx) => {
+            const calls = [1, 2, 3, 4, 5].map((n) => ctx.call(fast, n))
+            if (how === 'Promise.all') return Promise.all(calls)
+            const results = await Promise.allSettled(calls)
+            const failed = results.filter(({ status }) => status === 'rejected').length
+            if (failed > 0) throw new PermanentError(`${failed} failed`)
+            return results.map((one) => (one.status === 'fulfilled' ? one.value : null))
+          }),
+          implement(fast, (n) => {
+            if (isBroken && n > 1) throw new PermanentError(`down for ${n}`)
+            return n
+          }),
+        ]
+        const id = await create(parent)
+        await worker(list).drain()
+        expect(await recordOf(id)).toMatchObject({ status: 'failed', attempt: 1 })
+        isBroken = false
+        await retry(id, parent, fast)
+        await worker(list).drain()
+        expect(await recordOf(id)).toMatchObject({ result: '[1,2,3,4,5]' })
+      },
+    )
+
     test('of a cancelled task begins anew in the worker that had parked it, and calls again what was cancelled', async () => {
       const { cancel, clock, create, recordOf, retry, worker } = scene
       let begun = 0
@@ -650,6 +680,44 @@ describe.each(stores)('replay on $name', (store) => {
       expect(record.error?.type).toMatch(/outside_wait|call_in_step/)
       expect(record.result).toMatch(/ctx\.step/)
     })
+  })
+
+  test('an outside wait beside a branch that is busy all the time is found out, and never takes its place', async () => {
+    const { clock, create, recordOf, worker } = scene
+    for (let time = 0; time < 10; time++) {
+      const handler = implement(parent, async (_, ctx) => {
+        const audit = async () => {
+          for (let i = 0; i < 20; i++) await ctx.step('save', () => `audit ${i}`)
+        }
+        const pay = async () => {
+          // Real timers: they come in amid the turns of the deliveries.
+          await new Promise((resolve) => setTimeout(resolve, 1))
+          return ctx.step('save', () => 'payment')
+        }
+        const [, receipt] = await Promise.all([audit(), pay()])
+        await ctx.sleep(100)
+        return receipt
+      })
+      const id = await create(parent)
+      await worker([handler]).drain()
+      clock.advance(200)
+      await worker([handler]).drain()
+      const { result, error } = await recordOf(id)
+      // When the other branch has ended first, the wait stands alone.
+      if (error) expect(error.type).toBe('outside_wait')
+      else expect(result).toBe('payment')
+    }
+  })
+
+  test('an effect runs in the AsyncLocalStorage of its handler', async () => {
+    const { create, recordOf, worker } = scene
+    const storage = new AsyncLocalStorage<string>()
+    const handler = implement(parent, (_, ctx) =>
+      storage.run('request 7', () => ctx.step('x', () => storage.getStore() ?? 'lost')),
+    )
+    const id = await create(parent)
+    await worker([handler]).drain()
+    expect(await recordOf(id)).toMatchObject({ result: 'request 7' })
   })
 
   test('an outside wait with nothing else open is certain of its place', async () => {
