@@ -333,7 +333,16 @@ export class Course {
     this.#endedSteps = []
     const looking = this.#isStale && this.#lease.mayAsk() && this.#look()
     if (looking) await looking
-    let isStoring = false
+    const isStoring = this.#keep(ended)
+    if (this.#sleeps.size > 0) this.#wakeSleeps()
+    if (!isStoring || this.run.ended) return
+    if (!this.order.isDecided && this.run.numbers >= this.history.before) this.#decide()
+    await this.#store(false)
+  }
+
+  /** Completes steps, and keeps their results for the next change. Returns whether there are any. */
+  #keep(ended: readonly StepEntry[]): boolean {
+    let hasResults = false
     for (const step of ended) {
       this.#encode(step)
       step.completedAt = step.endedAt
@@ -341,12 +350,26 @@ export class Course {
       if (step.failure) continue
       // Alone it needs no time: nothing else can have completed before it.
       this.history.keep(step, this.run.open.size > 1 ? step.completedAt : null)
-      isStoring = true
+      hasResults = true
     }
-    if (this.#sleeps.size > 0) this.#wakeSleeps()
-    if (!isStoring || this.run.ended) return
-    if (!this.order.isDecided && this.run.numbers >= this.history.before) this.#decide()
-    await this.#store(false)
+    return hasResults
+  }
+
+  /**
+   * Of a handler that has failed and will be tried again: waits for effects that are under way and stores their results, so that the next attempt does not begin
+   * them beside these. An abort ends the wait.
+   */
+  async finish(): Promise<void> {
+    const { run, history } = this
+    while (this.#running + this.#endedSteps.length > 0 && !run.isAborted) {
+      if (this.#endedSteps.length === 0) {
+        await new Promise<void>((resolve) => {
+          this.#signal = resolve
+        })
+      }
+      this.#keep(this.#endedSteps.splice(0))
+      if (history.hasRecords) await this.#store(false, new Map())
+    }
   }
 
   /** What the effect of a step gave, as its history will give it. */
@@ -366,14 +389,14 @@ export class Course {
   }
 
   /** Stores what the store does not know of this run, in several changes when it is much. The last one is given back if it parks. */
-  async #store(park: boolean): Promise<CallOutcome | null> {
+  async #store(park: boolean, open: ReadonlyMap<number, Entry> = this.run.open): Promise<CallOutcome | null> {
     const { run, history, order } = this
     if (this.#unrecorded.length > 0) this.#keepFailures()
     const size = order.size
-    let last = history.change(run.open, order, park)
+    let last = history.change(open, order, park)
     // Nearly always one change is enough.
     if (!last) {
-      for await (const change of history.parts(run.open, order, park)) {
+      for await (const change of history.parts(open, order, park)) {
         if (last) {
           await this.#lease.commit(last)
           if (run.ended) return null

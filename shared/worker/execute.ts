@@ -198,7 +198,10 @@ class ClaimedRun implements Execution {
       const change = await course.advance()
       if (change && !this.#aborted) return this.#park(course, change)
       if (this.#aborted) throw this.#aborted
-      if (run.ended?.type === 'threw') throw run.ended.error
+      if (run.ended?.type === 'threw') {
+        if (this.#mayRetry(judge(run.ended.error), run.ended.error)) await course.finish()
+        throw run.ended.error
+      }
       const { unawaited } = run
       if (unawaited) {
         const { kind, id } = this.claimed
@@ -251,13 +254,10 @@ class ClaimedRun implements Execution {
     if (code === 'lease_lost' || code === 'cancelled') return null
     if (code === 'stopping') return { ...this.#lease(), type: 'release' }
     const judged = judge(error)
-    const contract = this.#implementation?.contract
-    const rules = contract?.retry
-    const maxAttempts = this.#envelope?.max_attempts ?? rules?.maxAttempts ?? 1
-    const { attempt } = this.claimed
-    const isPermanent = judged.permanent || this.#course?.isHistory(error) === true
-    if (!isPermanent && rules && mayRetry(attempt, maxAttempts)) {
+    const rules = this.#implementation?.contract.retry
+    if (rules && this.#mayRetry(judged, error)) {
       const random = this.#deps.random()
+      const { attempt } = this.claimed
       const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: judged.afterMs })
       return { ...this.#lease(), type: 'retry', at: this.#deps.clock.now() + waitMs }
     }
@@ -265,6 +265,12 @@ class ClaimedRun implements Execution {
     const { type, statusCode } = judged
     const failure = { type, message: message.slice(0, MAX_MESSAGE) }
     return this.#end({ state: 'failed', statusCode, error: failure, resume: this.#resumePoint(error) })
+  }
+
+  #mayRetry({ permanent }: Judgement, error: unknown): boolean {
+    if (permanent || this.#course?.isHistory(error)) return false
+    const maxAttempts = this.#envelope?.max_attempts ?? this.#implementation?.contract.retry.maxAttempts ?? 1
+    return mayRetry(this.claimed.attempt, maxAttempts)
   }
 
   /** Where a retry goes on from. */

@@ -152,6 +152,56 @@ describe.each(stores)('a handler on $name', (store) => {
     },
   )
 
+  test('that fails while an effect is under way is tried again when that has ended, and does not begin it a second time', async () => {
+    const { clock, create, drain, recordOf } = scene
+    const charges: number[] = []
+    const gate = Promise.withResolvers<void>()
+    let stocked = 0
+    const handler = implement(parent, (_, ctx) =>
+      Promise.all([
+        ctx.step('charge', async () => {
+          charges.push(ctx.attempt)
+          await gate.promise
+          return 'charged'
+        }),
+        ctx.step('stock', () => {
+          if (++stocked > 1) return 'stocked'
+          // The charge goes on for a while after the handler has failed.
+          void (async () => {
+            for (let turn = 0; turn < 20; turn++) await nextTurn()
+            gate.resolve()
+          })()
+          throw new Error('once')
+        }),
+      ]),
+    )
+    const id = await create(parent)
+    await drain([handler])
+    clock.advance(1_000)
+    await drain([handler])
+    expect(await recordOf(id)).toMatchObject({ result: '["charged","stocked"]', attempt: 2 })
+    expect(charges).toEqual([1])
+  })
+
+  test('that fails while an effect hangs is tried again at its time limit', async () => {
+    const { clock, create, drain, recordOf } = scene
+    const hanging = kind('hanging', { timeoutMs: 1_000, retry: { maxAttempts: 2, backoffMs: 10 } })
+    const handler = implement(hanging, async (_, ctx) => {
+      if (ctx.attempt === 2) return 'well'
+      return Promise.all([
+        ctx.step('hangs', () => new Promise(() => undefined)),
+        ctx.step('fails', () => {
+          throw new Error('once')
+        }),
+      ])
+    })
+    const id = await create(hanging)
+    await drain([handler], { leaseMs: 600_000 })
+    clock.advance(1_000)
+    await drain([handler])
+    expect(await recordOf(id)).toMatchObject({ result: 'well', attempt: 2 })
+  })
+
   test('that changes its payload hides no secret from the mask', async () => {
     const { create, recordOf, clock, drain } = scene
     const guarded = kind('guarded', { input: z.object({ key: secret(z.string()) }), retry: { maxAttempts: 1 } })

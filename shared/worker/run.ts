@@ -37,7 +37,7 @@ export class Run {
   ended: End | undefined
   /** What the handler told of its progress. */
   progress: { done: number; total: number } | undefined
-  /** Called when the handler ends. */
+  /** Called when the handler ends, and when it is aborted after that. */
   onEnd: (() => void) | undefined
 
   /** Starts the handler. */
@@ -129,6 +129,11 @@ export class Run {
     this.#aborted = reason
     this.#controller?.abort(reason)
     this.#end({ type: 'threw', error: reason })
+    this.onEnd?.()
+  }
+
+  get isAborted(): boolean {
+    return this.#aborted !== undefined
   }
 
   get signal(): AbortSignal {
