@@ -15,7 +15,7 @@ export const CANCELLED_STATUS = 499
 /** Calls, steps and sleeps that a record may tell of. */
 const MAX_CALLS = 10_000_000
 /** Characters of an order, and deliveries in its ranges. */
-const MAX_ORDER = 250_000
+const MAX_ORDER = 500_000
 const MAX_ORDERED = 1_000_000
 
 const CANCELLED_ERROR: TaskError = { type: 'cancelled', message: 'The task was cancelled.' }

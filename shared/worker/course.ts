@@ -237,7 +237,7 @@ export class Course {
     }
     if (this.#mayDecideOtherwise(ready)) this.#isUnpinned = true
     if (order.isTooLong) {
-      const message = `Too much of ${this.claimed.kind} task ${this.claimed.id} completes out of order: call ctx.map for what goes side by side.`
+      const message = `Too much of ${this.claimed.kind} task ${this.claimed.id} completes out of order for one task: give parts of it to tasks of their own, or call ctx.map, which counts as one.`
       throw new PermanentError(message, { code: 'order_too_long' })
     }
     return ready.length > 0

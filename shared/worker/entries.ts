@@ -1,4 +1,4 @@
-import { type Contract, fromStored, parsePayload, payloadJson } from '#shared/task/define.ts'
+import { type Contract, fromStored, parsePayload, payloadJson, secretsIn } from '#shared/task/define.ts'
 import { InvalidInput, PermanentError } from '#shared/task/errors.ts'
 import { givenOf, isGivenAgain } from '#shared/task/given.ts'
 import { type ParentRef, PRIORITIES } from '#shared/task/task.ts'
@@ -149,6 +149,7 @@ export class CallEntry extends Awaited<unknown> {
   #failed: { i: number; error: Error } | null = null
   readonly #payloads: readonly unknown[]
   readonly #known: number
+  readonly #secrets: readonly string[]
   /** The payloads as they were given, as JSON. */
   readonly #given: string[] = []
   /** As they are stored, where they are known to fit. */
@@ -162,9 +163,11 @@ export class CallEntry extends Awaited<unknown> {
     isSingle: boolean
     /** Length of the history: what an earlier run has called is compared, and not parsed again. */
     known: number
+    /** Texts that no error may quote. */
+    secrets: readonly string[]
   }) {
     super(call.first)
-    const { contract, payloads, options, isSingle, known } = call
+    const { contract, payloads, options, isSingle, known, secrets } = call
     this.size = payloads.length
     this.left = payloads.length
     this.contract = contract
@@ -172,11 +175,12 @@ export class CallEntry extends Awaited<unknown> {
     this.#values = Array.from({ length: payloads.length }, () => OPEN)
     this.#isSingle = isSingle
     this.#known = known
+    this.#secrets = secrets
     this.#payloads = payloads.length > 1 ? payloads.slice() : payloads
     try {
       checkOptions(options)
     } catch (error) {
-      this.failure = encodeThrown(error, [])
+      this.failure = encodeThrown(error, secrets)
     }
     this.prepare(payloads.length > 64 ? performance.now() + PREPARE_MS : Number.POSITIVE_INFINITY)
   }
@@ -197,7 +201,8 @@ export class CallEntry extends Awaited<unknown> {
         this.#prepare(i)
       } catch (error) {
         if (!(error instanceof InvalidInput || error instanceof PermanentError)) throw error
-        this.failure = encodeThrown(this.#isSingle ? error : named(error, i), [])
+        const secrets = [...this.#secrets, ...secretsIn(this.contract, this.#payloads[i])]
+        this.failure = encodeThrown(this.#isSingle ? error : named(error, i), secrets)
         return true
       }
       if (i % 64 === 63 && performance.now() > until && i < this.size - 1) return false

@@ -158,7 +158,7 @@ class ClaimedRun implements Execution {
       parked.resume(this.#courseLease())
       return this.#follow(parked)
     }
-    const run = new Run(this.#implementation, claimed, payload, this.#deps)
+    const run = new Run(this.#implementation, claimed, { value: payload, secrets: this.#secrets }, this.#deps)
     this.#run = run
     // Nearly all handlers await nothing.
     if (run.ended?.type === 'returned' && !run.unawaited) return this.#succeeded(run.ended.value)

@@ -224,6 +224,27 @@ describe.each(stores)('a handler on $name', (store) => {
     expect((await recordOf(`${id}.0`)).result).toBe('The key [sealed] does not fit')
   })
 
+  test('whose call is refused hides the secret that its error quotes', async () => {
+    const { create, recordOf, drain } = scene
+    const guarded = kind('guarded', {
+      input: z.object({
+        key: secret(z.string().refine((text) => text.startsWith('sk'), { error: ({ input }) => `not ${input}` })),
+      }),
+    })
+    const handler = implement(parent, async (_, ctx) => {
+      await ctx.call(guarded, { key: 'hunter2hunter2' }).catch(() => undefined)
+      await ctx.sleep(1)
+    })
+    const id = await create(parent)
+    await drain([handler])
+    scene.clock.advance(10)
+    await drain([handler])
+    expect(await recordOf(id)).toMatchObject({ status_code: 200 })
+    const stored = JSON.stringify(await scene.broker.get([id, `${id}.0`, `${id}.1`]))
+    expect(stored).toContain('not [sealed]')
+    expect(stored).not.toContain('hunter2')
+  })
+
   test('whose step gives a list of nothing goes on', async () => {
     const { create, recordOf, drain } = scene
     const id = await create(parent)

@@ -1,5 +1,5 @@
 /** Characters of an order that are kept: it travels with each change of its task. */
-const MAX_CHARS = 200_000
+const MAX_CHARS = 400_000
 
 /**
  * The order in which the entries of a history complete for their handler. A delivery of the smallest number that is open is implied; any other is written

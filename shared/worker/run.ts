@@ -20,6 +20,7 @@ export interface Turn {
 export class Run {
   readonly task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>
   readonly #emit: (id: string, chunk: string) => void
+  readonly #secrets: readonly string[]
   /** The turn in which the handler was started. */
   readonly #start: Turn
   /** Something was delivered, and the handler has not come to rest: what it does now follows from its history alone. */
@@ -44,14 +45,15 @@ export class Run {
   constructor(
     implementation: Implementation,
     task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>,
-    payload: unknown,
+    payload: { value: unknown; secrets: readonly string[] },
     deps: { turn: () => Turn; emit: (id: string, chunk: string) => void },
   ) {
     this.task = task
     this.#emit = deps.emit
+    this.#secrets = payload.secrets
     this.#start = deps.turn()
     try {
-      const value = implementation.handler(payload, new RunContext(this))
+      const value = implementation.handler(payload.value, new RunContext(this))
       if (!isThenable(value)) this.ended = { type: 'returned', value }
       else {
         Promise.resolve(value).then(
@@ -148,7 +150,9 @@ export class Run {
       return quiet(Promise.reject(new PermanentError(message, { code: 'bad_payloads' })))
     }
     if (payloads.length === 0) return Promise.resolve([])
-    const entry = new CallEntry({ first: this.#next, contract, payloads, options, isSingle, known: this.task.calls })
+    const { calls: known } = this.task
+    const secrets = this.#secrets
+    const entry = new CallEntry({ first: this.#next, contract, payloads, options, isSingle, known, secrets })
     return this.#enter(entry)
   }
 
