@@ -217,12 +217,14 @@ export class Course {
     const { run, order } = this
     const [only] = this.#ready
     if (!only) return false
-    const ready = [...this.#ready].filter((entry) => run.open.get(entry.first) === entry)
-    this.#ready.clear()
-    if (run.open.size === 1 && ready.length === 1) {
+    // Nearly always it is the one that is open.
+    if (run.open.size === 1 && this.#ready.size === 1 && run.open.has(only.first)) {
+      this.#ready.clear()
       order.decide(only.first, true)
       return true
     }
+    const ready = [...this.#ready].filter((entry) => run.open.get(entry.first) === entry)
+    this.#ready.clear()
     ready.sort((a, b) => (a.completedAt ?? 0) - (b.completedAt ?? 0) || a.first - b.first)
     const now = this.#deps.clock.now()
     const decided = new Set<number>()
