@@ -270,8 +270,9 @@ export class Course {
   /** Starts new steps, and waits until one ends, or something else happens. */
   async #work(): Promise<void> {
     const { run } = this
-    // With an effect under way none is given up for want of a budget: it is waited for, and nothing new begins.
-    const mayStart = this.#running === 0 || this.#lease.mayAsk()
+    // With an effect under way, or ended and not stored, no run is given up for want of a budget: that is stored first, and nothing new begins.
+    const isIdle = this.#running + this.#endedSteps.length === 0
+    const mayStart = isIdle || this.#lease.mayAsk()
     const starting = mayStart ? this.#newSteps : []
     if (starting.length > 0 && this.#isUnpinned) {
       this.order.pin()
@@ -283,7 +284,7 @@ export class Course {
     if (mayStart && (!isSilent || (starting.length > 0 && !isKnown))) await this.#store(false)
     if (run.ended) return
     if (starting.length > 0) {
-      if (this.#running === 0) this.#lease.mayGoOn()
+      if (isIdle) this.#lease.mayGoOn()
       this.#newSteps = []
       this.#running += starting.length
       for (const step of starting) if (!run.ended) step.start((ended) => this.#stepEnded(ended))
