@@ -1,5 +1,5 @@
 import type { Broker, CallOutcome, Claimed, Outcome } from '#shared/broker/broker.ts'
-import { type Clock, nextTurn } from '#shared/runtime/clock.ts'
+import type { Clock } from '#shared/runtime/clock.ts'
 import { type Keyring, openPayload, SEALED_PREFIX } from '#shared/runtime/seal.ts'
 import type { Slices } from '#shared/runtime/slices.ts'
 import { type Contract, fromStored, parsePayload, secretsIn } from '#shared/task/define.ts'
@@ -14,7 +14,8 @@ import { Course, type Lease as CourseLease } from './course.ts'
 import type { Implementation } from './implement.ts'
 import { limitSize } from './limits.ts'
 import { ParkedRuns } from './parked.ts'
-import { Run, type Turn } from './run.ts'
+import { Run } from './run.ts'
+import { createTurns, type Turns } from './turns.ts'
 
 export interface ExecutorDeps {
   readonly broker: Broker
@@ -55,7 +56,7 @@ export interface Executor {
 export function createExecutor(deps: ExecutorDeps): Executor {
   const kept = new ParkedRuns()
   const emit = (id: string, chunk: string) => void deps.broker.emit([{ id, chunk }]).catch(() => undefined)
-  const shared: Shared = { ...deps, kept, turn: createTurns(), emit }
+  const shared: Shared = { ...deps, kept, turns: createTurns(), emit }
   return {
     execute: (claimed) => new ClaimedRun(shared, claimed),
     parked(id, accepted) {
@@ -67,22 +68,8 @@ export function createExecutor(deps: ExecutorDeps): Executor {
 
 interface Shared extends ExecutorDeps {
   readonly kept: ParkedRuns
-  /** The present turn of the event loop. */
-  readonly turn: () => Turn
+  readonly turns: Turns
   readonly emit: (id: string, chunk: string) => void
-}
-
-function createTurns(): () => Turn {
-  let present: Turn = { isOver: true }
-  return () => {
-    if (!present.isOver) return present
-    const turn: Turn = { isOver: false }
-    void nextTurn().then(() => {
-      turn.isOver = true
-    })
-    present = turn
-    return turn
-  }
 }
 
 class ClaimedRun implements Execution {

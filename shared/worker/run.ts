@@ -4,14 +4,10 @@ import type { Contract, ResultOf } from '#shared/task/define.ts'
 import { PermanentError, type RunAborted } from '#shared/task/errors.ts'
 import { CallEntry, type Entry, SleepEntry, StepEntry } from './entries.ts'
 import type { CallOptions, Context, Implementation } from './implement.ts'
+import type { Turn, Turns } from './turns.ts'
 
 /** How a handler ended. */
 export type End = { type: 'returned'; value: unknown } | { type: 'threw'; error: unknown }
-
-/** A turn of the event loop in which handlers are started: what they do then follows from their payloads alone. */
-export interface Turn {
-  isOver: boolean
-}
 
 /**
  * The handler's side of one run: it numbers what the handler calls, sleeps and steps, and delivers what has completed, one at a time. What a
@@ -23,6 +19,7 @@ export class Run {
   readonly #secrets: readonly string[]
   /** The turn in which the handler was started. */
   readonly #start: Turn
+  readonly #turns: Turns
   /** Something was delivered, and the handler has not come to rest: what it does now follows from its history alone. */
   #isDelivering = false
   #open: Map<number, Entry> | undefined
@@ -46,12 +43,13 @@ export class Run {
     implementation: Implementation,
     task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>,
     payload: { value: unknown; secrets: readonly string[] },
-    deps: { turn: () => Turn; emit: (id: string, chunk: string) => void },
+    deps: { turns: Turns; emit: (id: string, chunk: string) => void },
   ) {
     this.task = task
     this.#emit = deps.emit
     this.#secrets = payload.secrets
-    this.#start = deps.turn()
+    this.#turns = deps.turns
+    this.#start = deps.turns.present()
     try {
       const value = implementation.handler(payload.value, new RunContext(this))
       if (!isThenable(value)) this.ended = { type: 'returned', value }
@@ -104,24 +102,26 @@ export class Run {
   }
 
   /**
-   * Completes an entry for the handler, and resolves when that has come to rest. Two callbacks are queued for the next turn: between them there are the microtasks
-   * of the first, and neither timers nor sockets. So whatever the handler does between them was caused by the delivery. Gives false when the run has ended before.
+   * Completes an entry for the handler, and resolves when that has come to rest: whatever it does until then was caused by the delivery. Gives false when
+   * the run has ended before.
    */
   deliver(entry: Entry): Promise<boolean> {
-    let isDelivered = false
-    onNextTurn(() => {
-      if (this.ended) return
-      isDelivered = true
-      this.#open?.delete(entry.first)
-      this.#isDelivering = true
-      entry.deliver()
-    })
     return new Promise((resolve) => {
-      onNextTurn(() => {
-        this.#isDelivering = false
-        this.#isAtRest = this.open.size > 0
-        resolve(isDelivered)
-      })
+      let isDelivered = false
+      this.#turns.between(
+        () => {
+          if (this.ended) return
+          isDelivered = true
+          this.#open?.delete(entry.first)
+          this.#isDelivering = true
+          entry.deliver()
+        },
+        () => {
+          this.#isDelivering = false
+          this.#isAtRest = this.open.size > 0
+          resolve(isDelivered)
+        },
+      )
     })
   }
 
