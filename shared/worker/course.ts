@@ -436,8 +436,13 @@ export class Course {
     return this.#failures.some(({ entry }) => entry.isRecorded && causes.has(entry.rejection))
   }
 
-  /** Where a retry goes on from: from before the first failure that ended the run, or, without an error of the handler's, from all of the history. */
-  resumePoint(error: unknown): ResumePoint {
+  /**
+   * Where a retry goes on from: from before the first failure that ended the run, or, without an error of the handler's, from all of the history. Undefined
+   * where this run cannot tell.
+   */
+  resumePoint(error: unknown): ResumePoint | undefined {
+    // One that ended before it came as far as an earlier run does not know what that was told.
+    if (this.run.numbers < this.history.before) return undefined
     const causes = causesOf(error)
     // A failure after which nothing was made is not one that the handler went on from, whatever it then throws.
     const isEnd = ({ entry, numbers }: Told) => causes.has(entry.rejection) || numbers === this.run.numbers

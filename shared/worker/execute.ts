@@ -262,9 +262,11 @@ class ClaimedRun implements Execution {
 
   /** Where a retry goes on from. */
   #resumePoint(error: unknown): ResumePoint {
-    if (this.#course) return this.#course.resumePoint(this.#aborted ? undefined : error)
-    const { calls, order } = this.claimed
-    return { calls, ...(order === '' ? {} : { order }), keep: [] }
+    const point = this.#course?.resumePoint(this.#aborted ? undefined : error)
+    if (point) return point
+    const { calls } = this.#course?.history ?? this.claimed
+    const order = this.#course?.order.text ?? this.claimed.order
+    return { calls, ...(order === '' ? {} : { order }), keep: [[0, calls]] }
   }
 
   #end(

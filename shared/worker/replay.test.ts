@@ -516,6 +516,43 @@ describe.each(stores)('replay on $name', (store) => {
       expect(ran).toEqual([1, 2, 3, 4, 2, 4])
     })
 
+    test.each(['its worker died in every attempt', 'its code failed before it came as far as before'])(
+      'keeps failures that were handled also where %s',
+      async (how) => {
+        const { broker, clock, create, recordOf, retry, worker } = scene
+        const shaky = kind('shaky')
+        const runs: number[] = []
+        let isBroken = true
+        const handler = implement(kind('parent', { retry: { maxAttempts: 1 } }), async (_, ctx) => {
+          // A run that begins anew, and code that fails by itself.
+          runs.push(0)
+          if (how.startsWith('its code') && runs.length === 2) throw new Error('not yet')
+          const first = await ctx.call(shaky, {}).catch((error: Error) => error.message)
+          const noted = await ctx.step('note', () => first)
+          if (isBroken) await ctx.call(slow, {})
+          return [first, noted]
+        })
+        let n = 0
+        const shakyOne = implement(shaky, () => {
+          throw new PermanentError(`failure ${++n}`)
+        })
+        const id = await create(parent)
+        await worker([handler, shakyOne]).drain()
+        isBroken = false
+        if (how.startsWith('its code')) await worker([handler, slowOne]).drain()
+        else {
+          await worker([slowOne]).drain()
+          await broker.claim({ kinds: ['parent'], limit: 1, leaseMs: 1_000, takeBack: false })
+          clock.advance(1_000)
+          await worker([handler]).drain()
+        }
+        expect(await recordOf(id)).toMatchObject({ status: 'failed' })
+        await retry(id, parent, shaky, slow)
+        await worker([handler, shakyOne, slowOne]).drain()
+        expect(await recordOf(id)).toMatchObject({ result: '["failure 1","failure 1"]' })
+      },
+    )
+
     test.each(['Promise.all', 'allSettled, and an error of its own'])(
       'calls all that failed again, and not one after the other, with %s',
       async (how) => {
