@@ -5,7 +5,7 @@ import type { Slices } from '#shared/runtime/slices.ts'
 import { PermanentError } from '#shared/task/errors.ts'
 import { toJson } from '#shared/task/json.ts'
 import type { Envelope, ResumePoint } from '#shared/task/task.ts'
-import { encodeThrown } from '#shared/task/thrown.ts'
+import { encodeThrown, textOf } from '#shared/task/thrown.ts'
 import type { Entry, SleepEntry, StepEntry } from './entries.ts'
 import { earliestOf, History, mismatch } from './history.ts'
 import { limitSize } from './limits.ts'
@@ -337,7 +337,7 @@ export class Course {
     const looking = this.#isStale && this.#lease.mayAsk() && this.#look()
     if (looking) await looking
     const isStoring = this.#keep(ended)
-    if (this.#sleeps.size > 0) this.#wakeSleeps()
+    this.#wakeSleeps()
     if (!isStoring || this.run.ended) return
     if (!this.order.isDecided && this.run.numbers >= this.history.before) this.#decide()
     await this.#store(false)
@@ -386,7 +386,7 @@ export class Course {
       step.json = json
     } catch (error) {
       const isOurs = result !== null && 'value' in result && !(error instanceof PermanentError)
-      const told = isOurs ? new PermanentError(messageOf(error), { code: 'bad_step_result' }) : error
+      const told = isOurs ? new PermanentError(textOf(error), { code: 'bad_step_result' }) : error
       step.failure = encodeThrown(told, this.#secrets)
     }
   }
@@ -471,8 +471,4 @@ function causesOf(error: unknown): Set<unknown> {
     if (one instanceof AggregateError) open.push(...one.errors)
   }
   return causes
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }

@@ -10,7 +10,7 @@ import { limitSize } from './limits.ts'
 const MAX_SLEEP_MS = 100 * 365 * 86_400_000
 
 /** How long payloads are copied and validated when they are called, in ms; those that are left have their turn in slices. */
-const PREPARE_MS = 8
+export const PREPARE_MS = 8
 
 /** What a child costs beside its payload, in characters. */
 const CHARS_EACH = 16

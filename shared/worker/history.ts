@@ -6,7 +6,7 @@ import { ChildFailed, HistoryMismatch, PermanentError } from '#shared/task/error
 import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { childId, type FinalRecord, finalState, type ParentRef, type Priority } from '#shared/task/task.ts'
 import type { Thrown } from '#shared/task/thrown.ts'
-import type { CallEntry, Entry, Result, SleepEntry, StepEntry } from './entries.ts'
+import { type CallEntry, type Entry, PREPARE_MS, type Result, type SleepEntry, type StepEntry } from './entries.ts'
 import type { Order } from './order.ts'
 
 /** A fan-out goes to the store in parts of so many children or characters, so that no call grows over about half a megabyte. */
@@ -96,7 +96,7 @@ export class History {
 
   async #prepare(entries: readonly Entry[]): Promise<void> {
     for (const entry of entries) {
-      while (entry.type === 'call' && !entry.prepare(performance.now() + 8)) await this.#deps.slices.turn()
+      while (entry.type === 'call' && !entry.prepare(performance.now() + PREPARE_MS)) await this.#deps.slices.turn()
     }
   }
 

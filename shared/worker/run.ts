@@ -309,7 +309,7 @@ class RunContext implements Context {
       this.#run.call(contract, payloads, options, false) as Promise<ResultOf<typeof contract>[]>
   }
   get step(): Context['step'] {
-    return (name, effect) => this.#run.step(name, effect) as ReturnType<typeof effect> & Promise<never>
+    return <T>(name: string, effect: () => T | Promise<T>) => this.#run.step(name, effect) as Promise<T>
   }
   get sleep(): Context['sleep'] {
     return (ms) => this.#run.sleep(ms)
