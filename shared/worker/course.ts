@@ -137,7 +137,8 @@ export class Course {
       if (run.ended) continue
       const next = this.#next()
       if (next) {
-        await this.#deliver(next)
+        const { numbers } = run
+        if (await run.deliver(next)) this.#delivered(next, numbers)
         continue
       }
       if (this.#newSteps.length + this.#running + this.#endedSteps.length > 0) await this.#work()
@@ -219,7 +220,7 @@ export class Course {
     if (!only) return false
     // Nearly always it is the one that is open.
     if (run.open.size === 1 && this.#ready.size === 1 && run.open.has(only.first)) {
-      this.#ready.clear()
+      this.#ready.delete(only)
       order.decide(only.first, true)
       return true
     }
@@ -254,10 +255,9 @@ export class Course {
     return false
   }
 
-  async #deliver(entry: Entry): Promise<void> {
-    const { run, order } = this
-    const { numbers } = run
-    if (!(await run.deliver(entry))) return
+  /** The handler was given an entry, when it had made so many numbers. */
+  #delivered(entry: Entry, numbers: number): void {
+    const { order } = this
     order.delivered()
     if (entry.rejection) {
       const told = { entry, deliveries: order.deliveries - 1, numbers }
@@ -279,7 +279,7 @@ export class Course {
       this.#isUnpinned = false
     }
     const isSilent = run.open.size === starting.length + this.#running || !this.#hasUnsent()
-    const isRecorded = this.#unrecorded.every((told) => told.numbers === run.numbers)
+    const isRecorded = this.#unrecorded.length === 0 || this.#unrecorded.every((told) => told.numbers === run.numbers)
     const isKnown = !this.order.isUnstored && isRecorded && !this.#mustStore
     if (mayStart && (!isSilent || (starting.length > 0 && !isKnown))) await this.#store(false)
     if (run.ended) return
@@ -290,7 +290,8 @@ export class Course {
       for (const step of starting) if (!run.ended) step.start((ended) => this.#stepEnded(ended))
     }
     if (this.#endedSteps.length === 0 && !run.ended) await this.#happening()
-    if (!run.ended) await this.#collect()
+    const storing = run.ended ? null : this.#collect()
+    if (storing) await storing
   }
 
   #hasUnsent(): boolean {
@@ -308,13 +309,18 @@ export class Course {
   }
 
   /** Resolves when a step or the handler has ended, a sleep is over, or it is time to look for the ends of children. */
-  async #happening(): Promise<void> {
-    const { clock, lookMs } = this.#deps
+  #happening(): Promise<void> {
     const happened = new Promise<void>((resolve) => {
       this.#signal = resolve
     })
     // Nearly always steps alone are awaited.
     if (this.run.open.size === this.#running || !this.#lease.mayAsk()) return happened
+    return this.#firstOf(happened)
+  }
+
+  /** Also looks at what else may happen: a sleep is over, a child ends. */
+  async #firstOf(happened: Promise<void>): Promise<void> {
+    const { clock, lookMs } = this.#deps
     const over = new AbortController()
     const waits = [happened]
     const wakeAt = earliestOf(this.run.open)
@@ -329,18 +335,21 @@ export class Course {
     this.#signal = () => undefined
   }
 
-  /** Stores the results of steps that have ended, along with the order in which they will be delivered. */
-  async #collect(): Promise<void> {
+  /** Stores the results of steps that have ended, along with the order in which they will be delivered; null when there is nothing to wait for. */
+  #collect(): Promise<unknown> | null {
     const ended = this.#endedSteps
-    if (ended.length === 0) return
+    if (ended.length === 0) return null
     this.#endedSteps = []
-    const looking = this.#isStale && this.#lease.mayAsk() && this.#look()
-    if (looking) await looking
+    const looking = this.#isStale && this.#lease.mayAsk() ? this.#look() : null
+    return looking ? looking.then(() => this.#storeEnded(ended)) : this.#storeEnded(ended)
+  }
+
+  #storeEnded(ended: readonly StepEntry[]): Promise<unknown> | null {
     const isStoring = this.#keep(ended)
     this.#wakeSleeps()
-    if (!isStoring || this.run.ended) return
+    if (!isStoring || this.run.ended) return null
     if (!this.order.isDecided && this.run.numbers >= this.history.before) this.#decide()
-    await this.#store(false)
+    return this.#store(false)
   }
 
   /** Completes steps, and keeps their results for the next change. Returns whether there are any. */

@@ -106,16 +106,17 @@ export class StepEntry extends Awaited<unknown> {
 
   start(onEnd: (step: StepEntry) => void): void {
     this.state = 'running'
-    const end = (result: StepEntry['result']) => {
-      this.state = 'ended'
-      this.result = result
-      onEnd(this)
-    }
     this.#ending.then(
-      (value) => end({ value }),
-      (error: unknown) => end({ thrown: error }),
+      (value) => this.#end({ value }, onEnd),
+      (error: unknown) => this.#end({ thrown: error }, onEnd),
     )
     this.#begin()
+  }
+
+  #end(result: StepEntry['result'], onEnd: (step: StepEntry) => void): void {
+    this.state = 'ended'
+    this.result = result
+    onEnd(this)
   }
 
   deliver(): void {

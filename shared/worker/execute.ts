@@ -163,8 +163,10 @@ class ClaimedRun implements Execution {
     }
     return {
       claimed,
-      async commit(change) {
-        if (await commit({ id, kind, token, ...change })) return
+      async commit({ type, children, records, calls, steps, order, park, wakeAt, awaits }) {
+        // Without spreading: this is done for every step.
+        const outcome = { id, kind, token, type, children, records, calls, steps, order, park, wakeAt, awaits }
+        if (await commit(outcome)) return
         const what = `${kind} task ${id} went to another worker, was cancelled, or was deleted.`
         throw stop(new RunAborted('lease_lost', what))
       },

@@ -228,7 +228,8 @@ export class History {
       ? { result: failure.message, status_code: failure.status_code, status: 'failed', error: failure }
       : { result: (entry.type === 'step' && entry.json) || 'null', status_code: 200, content_type: 'application/json' }
     if (finishedAt !== null) record.finished_at = finishedAt
-    this.#add(first, { ...record, step: entry.label })
+    record.step = entry.label
+    this.#add(first, record)
   }
 
   /** Sets the end of a new sleep, and keeps it for the next change. */
@@ -273,7 +274,9 @@ export class History {
       entry.missing = []
       entry.isSent = true
     }
-    return this.#outcome(children, this.#records.splice(0), { open, order, park })
+    const records = this.#records
+    this.#records = []
+    return this.#outcome(children, records, { open, order, park })
   }
 
   #outcome(
@@ -382,7 +385,9 @@ function awaitsOf(open: ReadonlyMap<number, Entry>): CallOutcome['awaits'] {
 }
 
 function charsOf(records: readonly { record: string }[]): number {
-  return records.reduce((sum, { record }) => sum + record.length, 0)
+  let chars = 0
+  for (const { record } of records) chars += record.length
+  return chars
 }
 
 /** The error for a call that is not the one of the run before. */
