@@ -13,7 +13,6 @@ import { Order } from './order.ts'
 import type { Run } from './run.ts'
 
 export interface CourseDeps {
-  readonly broker: Pick<Broker, 'get'>
   readonly keyring: Keyring | null
   readonly clock: Clock
   readonly slices: Slices
@@ -26,6 +25,8 @@ export interface Lease {
   readonly claimed: Claimed
   /** Stores a change while the run goes on. @throws when it was refused: then the run is over. */
   commit(change: CallOutcome): Promise<void>
+  /** Reads history, again until the store answers. */
+  get: Broker['get']
   /** Whether the run may ask more of the store. */
   mayAsk(): boolean
   /** @throws when it may not: then the run is over. */
@@ -83,7 +84,8 @@ export class Course {
     run.onEnd = () => this.#signal()
     this.order = new Order(claimed.order)
     this.history = new History({ id: claimed.id, kind: claimed.kind, priority, traceparent }, claimed, {
-      ...{ broker: deps.broker, keyring: deps.keyring, slices: deps.slices, now: deps.clock.now },
+      ...{ keyring: deps.keyring, slices: deps.slices, now: deps.clock.now },
+      get: (ids, given) => this.#lease.get(ids, given),
       mayRead: () => this.#lease.mayGoOn(),
     })
   }

@@ -26,10 +26,16 @@ export interface ExecutorDeps {
   readonly random: () => number
   /** How often a run whose steps go on looks for the ends of children, in ms. */
   readonly lookMs: number
+}
+
+/** What a run asks of the drain that claimed its task. */
+export interface RunStore {
   /** Settles an outcome while the task goes on; false when it was refused. */
-  readonly commit: (outcome: Outcome) => Promise<boolean>
+  commit(outcome: Outcome): Promise<boolean>
   /** Whether a run may ask more of the store; if not, its task is given back, and goes on from there when it is claimed again. */
-  readonly mayGoOn: () => boolean
+  mayGoOn(): boolean
+  /** Makes a call again until the store answers. */
+  insist<T>(call: () => Promise<T>): Promise<T>
 }
 
 /** A claimed task that is being run. */
@@ -45,7 +51,7 @@ export interface Execution {
 }
 
 export interface Executor {
-  execute(claimed: Claimed): Execution
+  execute(claimed: Claimed, store: RunStore): Execution
   /** Keeps a parked run if its outcome was accepted, else forgets it. */
   parked(id: string, accepted: boolean): void
   /** Forgets runs that were parked long ago. */
@@ -58,7 +64,7 @@ export function createExecutor(deps: ExecutorDeps): Executor {
   const emit = (id: string, chunk: string) => void deps.broker.emit([{ id, chunk }]).catch(() => undefined)
   const shared: Shared = { ...deps, kept, turns: createTurns(), emit }
   return {
-    execute: (claimed) => new ClaimedRun(shared, claimed),
+    execute: (claimed, store) => new ClaimedRun(shared, claimed, store),
     parked(id, accepted) {
       if (!accepted) kept.drop(id)
     },
@@ -77,6 +83,7 @@ class ClaimedRun implements Execution {
   readonly timeoutAt: number
   readonly outcome: Outcome | null | Promise<Outcome | null>
   readonly #deps: Shared
+  readonly #store: RunStore
   readonly #implementation: Implementation | undefined
   readonly #envelope: Envelope | null
   #run: Run | null = null
@@ -87,8 +94,9 @@ class ClaimedRun implements Execution {
   /** It is parked, and the store perhaps about to hear of it: nothing can stop it any more. */
   #over = false
 
-  constructor(deps: Shared, claimed: Claimed) {
+  constructor(deps: Shared, claimed: Claimed, store: RunStore) {
     this.#deps = deps
+    this.#store = store
     this.claimed = claimed
     this.#implementation = deps.implementations.get(claimed.kind)
     this.#envelope = readEnvelope(claimed.envelope)
@@ -156,7 +164,8 @@ class ClaimedRun implements Execution {
   #courseLease(): CourseLease {
     const { claimed } = this
     const { id, kind, token } = claimed
-    const { commit, mayGoOn } = this.#deps
+    const store = this.#store
+    const { broker } = this.#deps
     const stop = (reason: RunAborted) => {
       this.abort(reason)
       return this.#aborted ?? reason
@@ -166,13 +175,14 @@ class ClaimedRun implements Execution {
       async commit({ type, children, records, calls, steps, order, park, wakeAt, awaits }) {
         // Without spreading: this is done for every step.
         const outcome = { id, kind, token, type, children, records, calls, steps, order, park, wakeAt, awaits }
-        if (await commit(outcome)) return
+        if (await store.commit(outcome)) return
         const what = `${kind} task ${id} went to another worker, was cancelled, or was deleted.`
         throw stop(new RunAborted('lease_lost', what))
       },
-      mayAsk: mayGoOn,
+      get: (ids, given) => store.insist(() => broker.get(ids, given)),
+      mayAsk: () => store.mayGoOn(),
       mayGoOn() {
-        if (!mayGoOn()) throw stop(new RunAborted('stopping', `The worker of task ${id} stops.`))
+        if (!store.mayGoOn()) throw stop(new RunAborted('stopping', `The worker of task ${id} stops.`))
       },
     }
   }

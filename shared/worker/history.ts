@@ -27,7 +27,7 @@ export interface Parent {
 }
 
 export interface HistoryDeps {
-  readonly broker: Pick<Broker, 'get'>
+  readonly get: Broker['get']
   readonly keyring: Keyring | null
   readonly slices: Slices
   readonly now: () => number
@@ -101,7 +101,7 @@ export class History {
   }
 
   async #read(numbers: number[], owners: Entry[]): Promise<void> {
-    const { broker, slices, mayRead } = this.#deps
+    const { get, slices, mayRead } = this.#deps
     const load = (from: number) => {
       mayRead()
       const asked = numbers.slice(from, from + READ_ENTRIES)
@@ -110,7 +110,7 @@ export class History {
       for (let n = last + 1; n < this.before && asked.length < READ_ENTRIES && numbers.length < READ_ENTRIES; n++) {
         asked.push(n)
       }
-      const stored = broker.get(
+      const stored = get(
         asked.map((n) => childId(this.parent.id, n)),
         { some: true },
       )

@@ -4,14 +4,14 @@ import { sweepOnce } from '#shared/broker/expire.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import { RunAborted, StoreUnavailable } from '#shared/task/errors.ts'
-import type { Execution } from './execute.ts'
+import type { Held } from './held.ts'
 
 export interface HousekeepingDeps {
   readonly broker: Broker
   readonly clock: Clock
   readonly log: Log
   /** Tasks that are held, by their id. */
-  readonly held: ReadonlyMap<string, Pick<Execution, 'claimed' | 'timeoutAt' | 'abort' | 'progress'>>
+  readonly held: ReadonlyMap<string, Held>
   /** Forgets what need not be kept. */
   readonly tidy: () => void
 }
@@ -69,8 +69,11 @@ export async function keepTimeLimits({ clock, held, tidy }: HousekeepingDeps, si
 }
 
 /** Sweeps the store every `everyMs`, and without a pause while there is more than one sweep takes, until the signal aborts. */
-export async function keepSwept(deps: HousekeepingDeps, everyMs: number, signal: AbortSignal): Promise<void> {
-  const { broker, clock, log } = deps
+export async function keepSwept(
+  { broker, clock, log }: Pick<HousekeepingDeps, 'broker' | 'clock' | 'log'>,
+  everyMs: number,
+  signal: AbortSignal,
+): Promise<void> {
   let behind = false
   for (;;) {
     if (!behind) await clock.sleep(everyMs, signal)
