@@ -265,7 +265,7 @@ describe('refusals, after which nothing is queued', () => {
     const question = 'x'.repeat(100_000)
     const answers: number[] = []
     const posts = Array.from({ length: 350 }, async () => {
-      const response = await post('/chat', { question, api_key: 'sk-1' })
+      const response = await post('/chat', { question, api_key: 'sk-123' })
       answers.push(response.status)
       if (response.status === 503) expect(response.headers.get('Retry-After')).toBe('1')
     })

@@ -15,6 +15,7 @@ import type { Contract } from '#shared/task/define.ts'
 import { StateConflict } from '#shared/task/errors.ts'
 import { givenOf } from '#shared/task/given.ts'
 import { readRecord } from '#shared/task/record.ts'
+import { nameOf } from '#shared/task/secret.ts'
 import { encodeEnvelope, finalState, type State } from '#shared/task/task.ts'
 import { idOfKey, samePayload } from './idempotency.ts'
 import { readBatch, readCreation, type TaskOptions } from './options.ts'
@@ -190,7 +191,7 @@ function statusOf(task: NewTask, now: number): State {
 
 function requireKey(contract: Contract, keyring: Keyring | null): void {
   if (contract.secrets.length === 0 || keyring) return
-  const fields = contract.secrets.map((path) => path.join('.')).join(', ')
+  const fields = contract.secrets.map(nameOf).join(', ')
   throw new Problem(
     'no_secret_key',
     `This service has no key to seal the secret fields of ${contract.kind} (${fields}): set TASKER_SECRET or TASKER_SECRET_FILE, the same for workers.`,

@@ -82,8 +82,8 @@ const payload = fc.oneof(
     '{"num1":1,"num2":2}',
     '{"num1":-0,"num2":1e308}',
     '{"n":3}',
-    '{"topic":"\\ud800","n":2,"api_key":"sk-x"}',
-    '{"question":"\\u0000","api_key":"\\udfff"}',
+    '{"topic":"\\ud800","n":2,"api_key":"sk-xyz"}',
+    '{"question":"\\u0000","api_key":"\\udfff-secret"}',
   ),
   fieldsText(FIELDS),
   jsonText,
@@ -191,8 +191,8 @@ const JSON_TYPE = { 'Content-Type': 'application/json' }
 const FITTING: Record<string, string> = {
   sum: '{"num1":-0,"num2":1e308}',
   sequence: '{"n":3}',
-  chat: '{"question":"\\ud800","api_key":"\\u0000"}',
-  conversation: '{"topic":"\\udfff","n":1,"api_key":"x"}',
+  chat: '{"question":"\\ud800","api_key":"\\u0000-secret"}',
+  conversation: '{"topic":"\\udfff","n":1,"api_key":"\\udfff-secret"}',
 }
 const mostlyJson = headers.chain((given) => fc.constantFrom(given, { ...JSON_TYPE, ...given }))
 

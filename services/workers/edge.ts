@@ -5,6 +5,7 @@ import { createBase } from '#shared/http/base.ts'
 import { Problem } from '#shared/http/problem.ts'
 import type { Config } from '#shared/runtime/config.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
+import { runnable } from '#shared/worker/keys.ts'
 import { createWorker, type DrainReport } from '#shared/worker/worker.ts'
 import { type EdgeModule, type Invocation, misconfigured, openInvocation } from '../edge.ts'
 import { createWaker } from '../wake.ts'
@@ -61,6 +62,7 @@ export function createWorkerEdge(options: {
       try {
         const invocation = await openInvocation(env, context)
         const { config, log, broker, waitUntil } = invocation
+        runnable(options.implementations(config, fetch), invocation.keyring)
         const { token } = config.drain
         const auth = await createAuth(token === null ? [] : [{ token, scopes: ['manage'] }])
         const app = createBase({

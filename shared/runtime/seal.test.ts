@@ -57,7 +57,7 @@ test('keys rotate: the first seals, all open', async () => {
   expect(await during.open(id, sealed)).toBe('sk-123')
   expect(await after.open(id, await during.seal(id, 'sk-123'))).toBe('sk-123')
   const refusal = await after.open(id, sealed).catch((error: Error) => error)
-  expect(refusal).toMatchObject({ code: 'sealed', message: expect.stringContaining('TASKER_SECRET') })
+  expect(refusal).toMatchObject({ name: 'KeyMissing', message: expect.stringContaining('TASKER_SECRET') })
   expect(String(refusal)).not.toContain(old)
 })
 

@@ -1,9 +1,6 @@
 import { base64url, CompactEncrypt, compactDecrypt, decodeProtectedHeader } from 'jose'
-import { type Contract, mapSecrets } from '#shared/task/define.ts'
-import { PermanentError } from '#shared/task/errors.ts'
-
-/** What every sealed text begins with; the rest is a compact JWE. */
-export const SEALED_PREFIX = 'sealed:'
+import { type Contract, mapSecrets, SEALED_PREFIX } from '#shared/task/define.ts'
+import { KeyMissing, PermanentError } from '#shared/task/errors.ts'
 
 /**
  * Seals the secret fields of tasks, so that the store never holds them in clear. A sealed text is bound to the id of its task: moved
@@ -15,7 +12,7 @@ export interface Keyring {
   /**
    * The value again. What does not begin with `sealed:` comes back as it is: foreign producers may send it in clear.
    *
-   * @throws PermanentError with code `sealed` when no key of this ring fits, or the text was changed or moved from another task.
+   * @throws KeyMissing when it was sealed with a key that this ring lacks. PermanentError with code `sealed` when the text was changed, or moved from another task.
    */
   open(taskId: string, sealed: unknown): Promise<unknown>
 }
@@ -25,9 +22,12 @@ interface Key {
   bytes: Uint8Array
 }
 
+/** The id of a key. */
+const KEY_ID = /^[\w-]{8}$/
+
 /**
- * A keyring of 32-byte keys in base64. The first seals, all open, so that keys can be rotated: put the new one first, and
- * drop the old one when the tasks sealed with it have ended.
+ * A keyring of 32-byte keys in base64. The first seals, all open, so that keys can be rotated, in this order: add the new one as the last everywhere, then make it
+ * the first everywhere, and drop the old one when the tasks sealed with it have ended. In any other order tasks wait for the process that has their key.
  *
  * @throws TypeError when there is no key, or one is not 32 bytes. The message does not show it.
  */
@@ -51,13 +51,11 @@ export async function createKeyring(secrets: readonly string[]): Promise<Keyring
       const header = headerOf(jwe)
       if (header === null) throw refusal(taskId, 'is damaged')
       if (header['task_id'] !== taskId) throw refusal(taskId, 'was sealed for another task')
-      const key = byId.get(String(header['kid']))
-      if (key === undefined) {
-        throw refusal(
-          taskId,
-          `was sealed with key ${header['kid']}, which this process lacks: add that key to TASKER_SECRET`,
-        )
-      }
+      const kid = header['kid']
+      // One of another form is no key's of ours: no process will ever have it.
+      if (typeof kid !== 'string' || !KEY_ID.test(kid)) throw refusal(taskId, 'names no key')
+      const key = byId.get(kid)
+      if (key === undefined) throw new KeyMissing(`key ${kid}, which sealed a secret field of task ${taskId}`)
       try {
         const { plaintext } = await compactDecrypt(jwe, key, {
           keyManagementAlgorithms: ['dir'],
@@ -80,7 +78,7 @@ export function sealPayload(keyring: Keyring, contract: Contract, taskId: string
 /**
  * The payload with each secret field opened.
  *
- * @throws PermanentError as {@link Keyring.open} does.
+ * @throws KeyMissing and PermanentError as {@link Keyring.open} does.
  */
 export function openPayload(keyring: Keyring, contract: Contract, taskId: string, payload: unknown): Promise<unknown> {
   return mapSecrets(contract, payload, (value) => keyring.open(taskId, value))

@@ -81,6 +81,16 @@ export class StoreUnavailable extends TaskerError {
   }
 }
 
+/** This process lacks a key for secret fields: another one may have it, so the task waits. */
+export class KeyMissing extends TaskerError {
+  constructor(what: string) {
+    super(
+      'key_missing',
+      `This process lacks ${what}: set TASKER_SECRET or TASKER_SECRET_FILE as in the process that created it.`,
+    )
+  }
+}
+
 /** No task with this id is known. */
 export class TaskNotFound extends TaskerError {
   constructor(id: string) {

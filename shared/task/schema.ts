@@ -34,8 +34,8 @@ export function jsonRulesOf(schema: z.ZodType, at: string): JsonRules {
   return { isPlain, nullIsUndefined: mayBeUndefined(schema) && !mayBeNull(schema) }
 }
 
-/** The parts of zod's definitions that are read here. */
-interface Definition {
+/** The parts of zod's definitions that are read. */
+export interface Definition {
   type: string
   shape?: Record<string, z.ZodType>
   catchall?: z.ZodType
@@ -51,10 +51,14 @@ interface Definition {
   in?: z.ZodType
   out?: z.ZodType
   values?: unknown[]
+  entries?: Record<string, unknown>
   getter?: () => z.ZodType
+  checks?: { _zod: { def: { check: string } } }[]
+  /** Ours: see `secret()`. */
+  secret?: boolean
 }
 
-function definitionOf(schema: z.ZodType): Definition {
+export function definitionOf(schema: z.ZodType): Definition {
   return (schema as unknown as { _zod: { def: Definition } })._zod.def
 }
 

@@ -1,10 +1,11 @@
 import { ChildFailed, InvalidInput, type Issue, PermanentError, RetryLater, TaskerError } from './errors.ts'
-import { maskSecrets } from './mask.ts'
+import type { Mask } from './mask.ts'
 import type { TaskError } from './task.ts'
 
 /** Characters of an error's message that are kept. */
 export const MAX_MESSAGE = 10_000
-const MAX_NAME = 200
+/** Of its code and its name. */
+export const MAX_NAME = 200
 
 /**
  * An error as a history keeps it. It is thrown again from this, in its first run too, so that a handler sees the same each time: its class where it is one of
@@ -33,8 +34,7 @@ export function textOf(thrown: unknown): string {
 }
 
 /** Writes what was thrown, without the secrets. */
-export function encodeThrown(error: unknown, secrets: readonly string[]): Thrown {
-  const clean = (text: string, length: number) => maskSecrets(text, secrets).slice(0, length)
+export function encodeThrown(error: unknown, { clip: clean }: Pick<Mask, 'clip'>): Thrown {
   const thrown: Thrown = { type: 'error', message: clean(textOf(error), MAX_MESSAGE), status_code: 500 }
   if (error instanceof TaskerError) thrown.type = clean(String(error.code), MAX_NAME)
   if (error instanceof InvalidInput) {
@@ -50,7 +50,7 @@ export function encodeThrown(error: unknown, secrets: readonly string[]): Thrown
   }
   if (error instanceof ChildFailed) {
     const { statusCode, taskId } = error
-    return { ...thrown, class: 'child_failed', status_code: statusCodeOf(statusCode), task_id: taskId }
+    return { ...thrown, class: 'child_failed', status_code: statusCodeOf(statusCode), task_id: clean(taskId, MAX_NAME) }
   }
   if (error instanceof PermanentError) {
     return { ...thrown, class: 'permanent', status_code: statusCodeOf(error.statusCode) }

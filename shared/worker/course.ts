@@ -4,6 +4,7 @@ import type { Keyring } from '#shared/runtime/seal.ts'
 import type { Slices } from '#shared/runtime/slices.ts'
 import { PermanentError } from '#shared/task/errors.ts'
 import { toJson } from '#shared/task/json.ts'
+import type { Mask } from '#shared/task/mask.ts'
 import type { Envelope, ResumePoint } from '#shared/task/task.ts'
 import { encodeThrown, textOf } from '#shared/task/thrown.ts'
 import type { Entry, SleepEntry, StepEntry } from './entries.ts'
@@ -50,7 +51,7 @@ export class Course {
   readonly history: History
   readonly order: Order
   readonly #deps: CourseDeps
-  readonly #secrets: readonly string[]
+  readonly #mask: Mask
   /** Entries that have completed, and whose delivery is not decided yet. */
   readonly #ready = new Set<Entry>()
   readonly #sleeps = new Set<SleepEntry>()
@@ -73,12 +74,12 @@ export class Course {
   #isStale = true
   #signal: () => void = () => undefined
 
-  constructor(deps: CourseDeps, run: Run, task: { lease: Lease; envelope: Envelope; secrets: readonly string[] }) {
-    const { lease, envelope, secrets } = task
+  constructor(deps: CourseDeps, run: Run, task: { lease: Lease; envelope: Envelope; mask: Mask }) {
+    const { lease, envelope, mask } = task
     const { claimed } = lease
     const { priority = 'normal', traceparent } = envelope
     this.#deps = deps
-    this.#secrets = secrets
+    this.#mask = mask
     this.#lease = lease
     this.run = run
     run.onEnd = () => this.#signal()
@@ -394,11 +395,12 @@ export class Course {
       if (!result || 'thrown' in result) throw result?.thrown
       const json = result.value === undefined ? 'null' : toJson(result.value, what)
       limitSize(json, what)
-      step.json = json
+      // What the handler is given, too: in each run the same.
+      step.json = this.#mask.json(json)
     } catch (error) {
       const isOurs = result !== null && 'value' in result && !(error instanceof PermanentError)
       const told = isOurs ? new PermanentError(textOf(error), { code: 'bad_step_result' }) : error
-      step.failure = encodeThrown(told, this.#secrets)
+      step.failure = encodeThrown(told, this.#mask)
     }
   }
 

@@ -1,6 +1,15 @@
-import { type Contract, fromStored, parsePayload, payloadJson, secretsIn } from '#shared/task/define.ts'
+import {
+  type Contract,
+  fromStored,
+  isLongEnough,
+  maskPayload,
+  parsePayload,
+  payloadJson,
+  secretsIn,
+} from '#shared/task/define.ts'
 import { InvalidInput, PermanentError } from '#shared/task/errors.ts'
 import { givenOf, isGivenAgain } from '#shared/task/given.ts'
+import { createMask, type Mask, NO_MASK } from '#shared/task/mask.ts'
 import { type ParentRef, PRIORITIES } from '#shared/task/task.ts'
 import { decodeThrown, encodeThrown, type Thrown } from '#shared/task/thrown.ts'
 import type { CallOptions } from './implement.ts'
@@ -150,7 +159,8 @@ export class CallEntry extends Awaited<unknown> {
   #failed: { i: number; error: Error } | null = null
   readonly #payloads: readonly unknown[]
   readonly #known: number
-  readonly #secrets: readonly string[]
+  readonly #mask: Mask
+  #payloadMask = NO_MASK
   /** The payloads as they were given, as JSON. */
   readonly #given: string[] = []
   /** As they are stored, where they are known to fit. */
@@ -164,11 +174,11 @@ export class CallEntry extends Awaited<unknown> {
     isSingle: boolean
     /** Length of the history: what an earlier run has called is compared, and not parsed again. */
     known: number
-    /** Texts that no error may quote. */
-    secrets: readonly string[]
+    /** Hides the secrets of the parent. */
+    mask: Mask
   }) {
     super(call.first)
-    const { contract, payloads, options, isSingle, known, secrets } = call
+    const { contract, payloads, options, isSingle, known, mask } = call
     this.size = payloads.length
     this.left = payloads.length
     this.contract = contract
@@ -176,12 +186,12 @@ export class CallEntry extends Awaited<unknown> {
     this.#values = Array.from({ length: payloads.length }, () => OPEN)
     this.#isSingle = isSingle
     this.#known = known
-    this.#secrets = secrets
+    this.#mask = mask
     this.#payloads = payloads.length > 1 ? payloads.slice() : payloads
     try {
       checkOptions(options)
     } catch (error) {
-      this.failure = encodeThrown(error, secrets)
+      this.failure = encodeThrown(error, mask)
     }
     this.prepare(payloads.length > 64 ? performance.now() + PREPARE_MS : Number.POSITIVE_INFINITY)
   }
@@ -202,8 +212,8 @@ export class CallEntry extends Awaited<unknown> {
         this.#prepare(i)
       } catch (error) {
         if (!(error instanceof InvalidInput || error instanceof PermanentError)) throw error
-        const secrets = [...this.#secrets, ...secretsIn(this.contract, this.#payloads[i])]
-        this.failure = encodeThrown(this.#isSingle ? error : named(error, i), secrets)
+        // Its own secrets are in none of what is said of it, and the parent's are hidden here.
+        this.failure = encodeThrown(this.#isSingle ? error : named(error, i), this.#mask)
         return true
       }
       if (i % 64 === 63 && performance.now() > until && i < this.size - 1) return false
@@ -211,8 +221,19 @@ export class CallEntry extends Awaited<unknown> {
     return true
   }
 
+  /** A payload as it may leave the run: what quotes a secret, of the parent's or its own, is masked. */
+  #masked(i: number): unknown {
+    const { contract } = this
+    const payload = this.#payloads[i]
+    if (this.#mask === NO_MASK && contract.secrets.length === 0) return payload
+    const secrets = [...new Set([...this.#mask.secrets, ...secretsIn(contract, payload)])].filter(isLongEnough)
+    // Nearly always children are given the same ones.
+    if (secrets.join('\n') !== this.#payloadMask.secrets.join('\n')) this.#payloadMask = createMask(secrets)
+    return maskPayload(contract, payload, this.#payloadMask)
+  }
+
   #prepare(i: number): void {
-    const given = this.#payloads[i]
+    const given = this.#masked(i)
     if (this.first + i >= this.#known) {
       const parsed = parsePayload(this.contract, given)
       const text = JSON.stringify(parsed === undefined ? null : parsed)
@@ -241,7 +262,7 @@ export class CallEntry extends Awaited<unknown> {
     } catch (error) {
       // A schema may take what JSON writes as something else.
       if (!(error instanceof InvalidInput)) throw error
-      return parsePayload(this.contract, this.#payloads[i])
+      return parsePayload(this.contract, this.#masked(i))
     }
   }
 

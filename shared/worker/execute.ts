@@ -1,15 +1,31 @@
 import type { Broker, CallOutcome, Claimed, Outcome } from '#shared/broker/broker.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
-import { type Keyring, openPayload, SEALED_PREFIX } from '#shared/runtime/seal.ts'
+import { type Keyring, openPayload } from '#shared/runtime/seal.ts'
 import type { Slices } from '#shared/runtime/slices.ts'
-import { type Contract, fromStored, parsePayload, secretsIn } from '#shared/task/define.ts'
-import { ChildFailed, InvalidInput, PermanentError, RetryLater, RunAborted, TaskerError } from '#shared/task/errors.ts'
+import {
+  type Contract,
+  fromStored,
+  parseAtOnce,
+  parsePayload,
+  redact,
+  SEALED_PREFIX,
+  secretsIn,
+} from '#shared/task/define.ts'
+import {
+  ChildFailed,
+  InvalidInput,
+  KeyMissing,
+  PermanentError,
+  RetryLater,
+  RunAborted,
+  TaskerError,
+} from '#shared/task/errors.ts'
 import { copyJson, toJson } from '#shared/task/json.ts'
-import { maskSecrets } from '#shared/task/mask.ts'
+import { createMask, type Mask, NO_MASK } from '#shared/task/mask.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
 import { backoffMs, mayRetry } from '#shared/task/retry.ts'
 import { type Envelope, expiryOf, isOurs, type ResumePoint } from '#shared/task/task.ts'
-import { MAX_MESSAGE, statusCodeOf, textOf } from '#shared/task/thrown.ts'
+import { MAX_MESSAGE, MAX_NAME, statusCodeOf, textOf } from '#shared/task/thrown.ts'
 import { Course, type Lease as CourseLease } from './course.ts'
 import type { Implementation } from './implement.ts'
 import { limitSize } from './limits.ts'
@@ -26,6 +42,8 @@ export interface ExecutorDeps {
   readonly random: () => number
   /** How often a run whose steps go on looks for the ends of children, in ms. */
   readonly lookMs: number
+  /** Told of a task that is put off, since this process lacks a key for it. */
+  readonly onKeyMissing: (task: Claimed, error: KeyMissing) => void
 }
 
 /** What a run asks of the drain that claimed its task. */
@@ -88,8 +106,8 @@ class ClaimedRun implements Execution {
   readonly #envelope: Envelope | null
   #run: Run | null = null
   #course: Course | null = null
-  /** Secret texts in the payload, as it came: the handler may change it. */
-  #secrets: readonly string[] = []
+  /** Hides the secrets of the payload, as it came: the handler may change it. */
+  #mask: Mask = NO_MASK
   #aborted: RunAborted | null = null
   /** It is parked, and the store perhaps about to hear of it: nothing can stop it any more. */
   #over = false
@@ -131,6 +149,7 @@ class ClaimedRun implements Execution {
   async #unseal(contract: Contract, envelope: Envelope): Promise<Outcome | null> {
     try {
       const payload = await unsealed(contract, envelope, this.#deps.keyring)
+      this.#mask = createMask(secretsIn(contract, payload))
       return await this.#begin(envelope, this.#read(contract, payload))
     } catch (error) {
       return this.#failed(error)
@@ -146,19 +165,17 @@ class ClaimedRun implements Execution {
   #begin(envelope: Envelope, payload: unknown): Outcome | null | Promise<Outcome | null> {
     if (!this.#implementation) return null
     const { claimed } = this
-    const { contract } = this.#implementation
-    if (contract.secrets.length > 0) this.#secrets = secretsIn(contract, payload)
+    const mask = this.#mask
     const parked = this.#deps.kept.take(claimed)
     if (parked) {
       parked.resume(this.#courseLease())
       return this.#follow(parked)
     }
-    const run = new Run(this.#implementation, claimed, { value: payload, secrets: this.#secrets }, this.#deps)
+    const run = new Run(this.#implementation, claimed, { value: payload, mask }, this.#deps)
     this.#run = run
     // Nearly all handlers await nothing.
     if (run.ended?.type === 'returned' && !run.unawaited) return this.#succeeded(run.ended.value)
-    const secrets = this.#secrets
-    return this.#follow(new Course(this.#deps, run, { lease: this.#courseLease(), envelope, secrets }))
+    return this.#follow(new Course(this.#deps, run, { lease: this.#courseLease(), envelope, mask }))
   }
 
   #courseLease(): CourseLease {
@@ -209,8 +226,17 @@ class ClaimedRun implements Execution {
       }
       return this.#succeeded(run.ended?.value)
     } catch (error) {
+      if (error instanceof KeyMissing) await this.#giveUp(course)
       return this.#failed(error)
     }
+  }
+
+  /** Of a run that can go no further here: stores what its steps have done. */
+  async #giveUp(course: Course): Promise<void> {
+    await course.finish()
+    course.run.abort(
+      new RunAborted('parked', `Task ${this.claimed.id} waits for a key, and this run of it is given up.`),
+    )
   }
 
   #park(course: Course, change: CallOutcome): Outcome {
@@ -230,13 +256,13 @@ class ClaimedRun implements Execution {
   #succeeded(value: unknown): Outcome {
     const { kind, id } = this.claimed
     const contract = this.#implementation?.contract
-    const parsed = contract?.output.safeParse(value)
+    const parsed = contract && parseAtOnce(contract, 'output', value)
     if (!parsed?.success) {
       throw new PermanentError(`The result of ${kind} task ${id} does not fit its kind.`, { code: 'invalid_output' })
     }
     const result: unknown = parsed.data === undefined ? null : parsed.data
     if (!contract?.json.output.isPlain) requireJson(result, () => `The result of ${kind} task ${id}`)
-    return this.#end({ state: 'succeeded', statusCode: 200, result })
+    return this.#end({ state: 'succeeded', statusCode: 200, result: this.#mask.value(result) })
   }
 
   #failed(error: unknown): Outcome | null {
@@ -252,6 +278,7 @@ class ClaimedRun implements Execution {
     const code = this.#aborted?.code
     if (code === 'lease_lost' || code === 'cancelled') return null
     if (code === 'stopping') return { ...this.#lease(), type: 'release' }
+    if (error instanceof KeyMissing) return this.#putOff(error)
     const judged = judge(error)
     const rules = this.#implementation?.contract.retry
     if (rules && this.#mayRetry(judged, error)) {
@@ -260,10 +287,27 @@ class ClaimedRun implements Execution {
       const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: judged.afterMs })
       return { ...this.#lease(), type: 'retry', at: this.#deps.clock.now() + waitMs }
     }
-    const message = maskSecrets(judged.message, this.#secrets)
-    const { type, statusCode } = judged
-    const failure = { type, message: message.slice(0, MAX_MESSAGE) }
-    return this.#end({ state: 'failed', statusCode, error: failure, resume: this.#resumePoint(error) })
+    const { clip } = this.#mask
+    const failure = { type: clip(judged.type, MAX_NAME), message: clip(judged.message, MAX_MESSAGE) }
+    return this.#end({
+      ...{ state: 'failed', statusCode: judged.statusCode },
+      ...{ error: failure, resume: this.#resumePoint(error) },
+    })
+  }
+
+  /**
+   * Gives the task back for a process that has its key, no attempt used up. It waits a while out of the queue, lest it be claimed here again and again: as long as it
+   * has been there, within limits.
+   */
+  #putOff(error: KeyMissing): Outcome {
+    const { claimed } = this
+    this.#deps.onKeyMissing(claimed, error)
+    const now = this.#deps.clock.now()
+    const waitMs = Math.min(Math.max(now - (this.#envelope?.created_at ?? now), MIN_PUT_OFF_MS), MAX_PUT_OFF_MS)
+    const { calls, steps } = this.#course?.history ?? claimed
+    const order = this.#course?.order.text ?? claimed.order
+    const history = { calls, steps, order, children: [], records: [] }
+    return { ...this.#lease(), ...history, type: 'call', park: true, wakeAt: now + waitMs, awaits: null }
   }
 
   #mayRetry({ permanent }: Judgement, error: unknown): boolean {
@@ -281,6 +325,13 @@ class ClaimedRun implements Execution {
     return { calls, ...(order === '' ? {} : { order }), keep: [[0, calls]] }
   }
 
+  /** The envelope for the record: what in the payload quotes a secret is masked. */
+  #shown(contract: Contract | undefined): Envelope {
+    const envelope = this.#envelope ?? { task_id: this.claimed.id, payload: undefined }
+    if (!contract || this.#mask === NO_MASK) return envelope
+    return { ...envelope, payload: this.#mask.value(redact(contract, envelope.payload)) }
+  }
+
   #end(
     how: Pick<Parameters<typeof buildRecord>[0], 'state' | 'statusCode' | 'result' | 'error'> & {
       resume?: ResumePoint | undefined
@@ -290,8 +341,8 @@ class ClaimedRun implements Execution {
     const { id, kind, token, attempt, startedAt } = this.claimed
     const { calls, steps } = this.#course?.history ?? this.claimed
     const finishedAt = this.#deps.clock.now()
-    const envelope = this.#envelope ?? { task_id: id, payload: undefined }
     const contract = this.#implementation?.contract
+    const envelope = this.#shown(contract)
     // Without spreading, here and below: this is done for every task.
     const record = buildRecord({
       state,
@@ -324,6 +375,10 @@ class ClaimedRun implements Execution {
   }
 }
 
+/** How long a task at least and at most is put off whose key is missing, in ms. */
+const MIN_PUT_OFF_MS = 5_000
+const MAX_PUT_OFF_MS = 300_000
+
 /** Why a claimed task cannot be run at all. */
 function refuse(claimed: Claimed, envelope: Envelope | null, contract: Contract | undefined): PermanentError | null {
   const { id, kind } = claimed
@@ -348,8 +403,7 @@ function refuse(claimed: Claimed, envelope: Envelope | null, contract: Contract 
 async function unsealed(contract: Contract, envelope: Envelope, keyring: Keyring | null): Promise<unknown> {
   const { task_id: id, payload } = envelope
   if (!keyring && secretsIn(contract, payload).some((value) => value.startsWith(SEALED_PREFIX))) {
-    const what = `${contract.kind} task ${id} has sealed secrets, and this worker has no key`
-    throw new PermanentError(`${what}: set TASKER_SECRET or TASKER_SECRET_FILE.`, { code: 'no_secret' })
+    throw new KeyMissing(`a key for the secrets of ${contract.kind} task ${id}`)
   }
   return keyring ? openPayload(keyring, contract, id, payload) : payload
 }

@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import * as z from 'zod'
 import type { Broker } from '#shared/broker/broker.ts'
 import { nextTurn, systemClock } from '#shared/runtime/clock.ts'
+import { createKeyring, newKey } from '#shared/runtime/seal.ts'
 import { secret } from '#shared/task/define.ts'
 import { PermanentError, StoreUnavailable } from '#shared/task/errors.ts'
 import { stores } from '#shared/test/stores.ts'
@@ -217,9 +218,10 @@ describe.each(stores)('a handler on $name', (store) => {
       throw new Error(`What now, ${key}?`)
     })
     const id = await create(guarded, { key: 'hunter2hunter2' })
-    await drain([handler])
+    const keyring = await createKeyring([newKey()])
+    await drain([handler], { keyring })
     clock.advance(10)
-    await drain([handler])
+    await drain([handler], { keyring })
     expect((await recordOf(id)).result).toBe('What now, [sealed]?')
     expect((await recordOf(`${id}.0`)).result).toBe('The key [sealed] does not fit')
   })

@@ -1,8 +1,8 @@
 import type { Broker, CallOutcome, NewTask, Stored } from '#shared/broker/broker.ts'
 import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import type { Slices } from '#shared/runtime/slices.ts'
-import { fromStored } from '#shared/task/define.ts'
-import { ChildFailed, HistoryMismatch, PermanentError } from '#shared/task/errors.ts'
+import { fromStored, parseAtOnce } from '#shared/task/define.ts'
+import { ChildFailed, HistoryMismatch, KeyMissing } from '#shared/task/errors.ts'
 import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { childId, type FinalRecord, finalState, type ParentRef, type Priority } from '#shared/task/task.ts'
 import type { Thrown } from '#shared/task/thrown.ts'
@@ -201,7 +201,7 @@ export class History {
     // Ours was parsed when it was made. A foreign one says nothing of its content: its text is taken as it is where that fits the kind's result, else as JSON.
     if (record.attempt !== undefined) return { value: fromStored(contract.json.output, result) }
     for (const value of [result, decodeResult({ ...record, content_type: 'application/json' })]) {
-      const parsed = contract.output.safeParse(value)
+      const parsed = parseAtOnce(contract, 'output', value)
       if (parsed.success) return { value: parsed.data }
     }
     return failed(500, 'invalid_output', `The result of ${contract.kind} task ${taskId} does not fit its kind.`)
@@ -353,8 +353,7 @@ export class History {
     const { contract } = entry
     const id = childId(this.parent.id, entry.first + i)
     if (!keyring) {
-      const what = `This worker cannot call ${contract.kind} for task ${id}: it has no key to seal secrets with.`
-      throw new PermanentError(`${what} Set TASKER_SECRET or TASKER_SECRET_FILE.`, { code: 'no_secret' })
+      throw new KeyMissing(`a key to seal the secrets of ${contract.kind} task ${id} with`)
     }
     return JSON.stringify(await sealPayload(keyring, contract, id, JSON.parse(text)))
   }

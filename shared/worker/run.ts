@@ -2,6 +2,7 @@ import type { Claimed } from '#shared/broker/broker.ts'
 import { onNextTurn } from '#shared/runtime/clock.ts'
 import type { Contract, ResultOf } from '#shared/task/define.ts'
 import { PermanentError, type RunAborted } from '#shared/task/errors.ts'
+import { type Mask, NO_MASK } from '#shared/task/mask.ts'
 import { CallEntry, type Entry, SleepEntry, StepEntry } from './entries.ts'
 import type { CallOptions, Context, Implementation } from './implement.ts'
 import type { Turn, Turns } from './turns.ts'
@@ -16,7 +17,9 @@ export type End = { type: 'returned'; value: unknown } | { type: 'threw'; error:
 export class Run {
   readonly task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>
   readonly #emit: (id: string, chunk: string) => void
-  readonly #secrets: readonly string[]
+  readonly #mask: Mask
+  /** What it emits, where there are secrets to hide. */
+  #chunks: ReturnType<Mask['chunks']> | undefined
   /** The turn in which the handler was started. */
   readonly #start: Turn
   readonly #turns: Turns
@@ -42,17 +45,17 @@ export class Run {
   constructor(
     implementation: Implementation,
     task: Pick<Claimed, 'id' | 'kind' | 'attempt' | 'calls'>,
-    payload: { value: unknown; secrets: readonly string[] },
+    payload: { value: unknown; mask: Mask },
     deps: { turns: Turns; emit: (id: string, chunk: string) => void },
   ) {
     this.task = task
     this.#emit = deps.emit
-    this.#secrets = payload.secrets
+    this.#mask = payload.mask
     this.#turns = deps.turns
     this.#start = deps.turns.present()
     try {
       const value = implementation.handler(payload.value, new RunContext(this))
-      if (!isThenable(value)) this.ended = { type: 'returned', value }
+      if (!isThenable(value)) this.#end({ type: 'returned', value })
       else {
         Promise.resolve(value).then(
           (result) => this.#returned(result),
@@ -60,7 +63,7 @@ export class Run {
         )
       }
     } catch (error) {
-      this.ended = { type: 'threw', error }
+      this.#end({ type: 'threw', error })
     }
   }
 
@@ -151,8 +154,8 @@ export class Run {
     }
     if (payloads.length === 0) return Promise.resolve([])
     const { calls: known } = this.task
-    const secrets = this.#secrets
-    const entry = new CallEntry({ first: this.#next, contract, payloads, options, isSingle, known, secrets })
+    const mask = this.#mask
+    const entry = new CallEntry({ first: this.#next, contract, payloads, options, isSingle, known, mask })
     return this.#enter(entry)
   }
 
@@ -169,7 +172,7 @@ export class Run {
       const message = 'ctx.step takes a name of 1 to 200 characters and a function.'
       return quiet(Promise.reject(new PermanentError(message, { code: 'bad_step' })))
     }
-    return this.#enter(new StepEntry(this.#next, name, () => this.#run(effect as () => unknown)))
+    return this.#enter(new StepEntry(this.#next, this.#mask.text(name), () => this.#run(effect as () => unknown)))
   }
 
   /** Runs the effect of a step. What it calls of the context is refused. */
@@ -187,7 +190,7 @@ export class Run {
     if (this.ended) return
     const isCount = (value: unknown) => typeof value === 'number' && Number.isFinite(value) && value >= 0
     if (!isCount(done) || !isCount(total)) {
-      const given = `${textOfValue(done)} and ${textOfValue(total)}`
+      const given = [done, total].map((value) => this.#textOf(value)).join(' and ')
       throw new PermanentError(`ctx.progress takes two numbers of at least 0, and was given ${given}.`, {
         code: 'bad_progress',
       })
@@ -200,7 +203,20 @@ export class Run {
     if (typeof chunk !== 'string') {
       throw new PermanentError(`ctx.emit takes text, and was given ${typeof chunk}.`, { code: 'bad_chunk' })
     }
-    this.#emit(this.task.id, chunk)
+    if (this.#mask === NO_MASK) {
+      this.#emit(this.task.id, chunk)
+      return
+    }
+    this.#chunks ??= this.#mask.chunks()
+    this.#send(this.#chunks.push(chunk))
+  }
+
+  #send(chunk: string): void {
+    if (chunk !== '') this.#emit(this.task.id, chunk)
+  }
+
+  #textOf(value: unknown): string {
+    return typeof value === 'string' ? JSON.stringify(this.#mask.clip(value, 100)) : String(value)
   }
 
   #enter(entry: Entry): Promise<unknown> {
@@ -261,6 +277,7 @@ export class Run {
   #end(end: End): void {
     if (this.ended) return
     this.ended = end
+    if (this.#chunks) this.#send(this.#chunks.flush())
     this.#wakeUp?.()
     this.onEnd?.()
   }
@@ -326,10 +343,6 @@ class RunContext implements Context {
 function quiet<T>(promise: Promise<T>): Promise<T> {
   promise.catch(() => undefined)
   return promise
-}
-
-function textOfValue(value: unknown): string {
-  return typeof value === 'string' ? JSON.stringify(value.slice(0, 100)) : String(value)
 }
 
 function isThenable(value: unknown): value is PromiseLike<unknown> {

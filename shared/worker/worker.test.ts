@@ -1030,12 +1030,6 @@ for (const store of stores) {
         expect((await recordOf(`${id}.0`)).result).toBe('The key [sealed] does not fit')
         expect(log.join('\n')).not.toContain(KEY)
       })
-
-      test('that this worker has no key for fail the task with what to do', async () => {
-        const id = await createGuarded(guarded)
-        await worker([implement(guarded, () => 'never')]).drain()
-        expect((await recordOf(id)).result).toContain('TASKER_SECRET')
-      })
     })
   })
 }

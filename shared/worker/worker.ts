@@ -7,6 +7,7 @@ import { Drain, type DrainLimits } from './drain.ts'
 import { createExecutor } from './execute.ts'
 import { keepSwept } from './housekeeping.ts'
 import type { Implementation } from './implement.ts'
+import { createKeyAlarm, runnable, tellLeftAlone } from './keys.ts'
 import { Outage } from './outage.ts'
 
 export interface WorkerOptions {
@@ -45,10 +46,16 @@ export interface Worker {
   loop(signal: AbortSignal): Promise<void>
 }
 
-/** A worker for some kinds. Outcomes are settled together, and one settle brings the next tasks. */
+/**
+ * A worker for some kinds. Outcomes are settled together, and one settle brings the next tasks. Without a keyring it leaves kinds with secrets alone.
+ *
+ * @throws ConfigError when there is no keyring and all of its kinds have secrets.
+ */
 export function createWorker(options: WorkerOptions): Worker {
-  const { broker, implementations, log, keyring, clock = systemClock, random = Math.random } = options
+  const { broker, log, keyring, clock = systemClock, random = Math.random } = options
   const { leaseMs = 30_000, pollMs = 1_000, sweepMs = 1_000, graceMs = 10_000 } = options
+  const implementations = runnable(options.implementations, keyring)
+  tellLeftAlone(options.implementations, implementations, log)
   const kinds = implementations.map(({ contract }) => contract.kind)
   const concurrency = options.concurrency ?? Math.max(...implementations.map(({ contract }) => contract.concurrency))
   const slices = createSlices()
@@ -61,6 +68,7 @@ export function createWorker(options: WorkerOptions): Worker {
     slices,
     random,
     lookMs: pollMs,
+    onKeyMissing: createKeyAlarm(log, clock),
   })
   const deps = { broker, kinds, concurrency, leaseMs, pollMs, graceMs, clock, random, log, slices, outage, executor }
 

@@ -159,7 +159,7 @@ describe.each(durableStores)('chat and conversation on $name', ({ start }) => {
   test('a provider that cannot be reached is retried', async () => {
     const unreachable = createWorker({
       ...{ broker: store.broker, clock, log: createLogger('debug', (line) => lines.push(line)), random: () => 0 },
-      keyring: null,
+      keyring: await createKeyring([newKey()]),
       implementations: [createChat({ baseUrl: 'http://127.0.0.1:1/v1', model: 'test-model' })],
     })
     await store.broker.enqueue([

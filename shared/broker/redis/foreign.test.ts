@@ -5,6 +5,7 @@ import conversation from '#services/workers/conversation/worker.ts'
 import sequence from '#services/workers/sequence/worker.ts'
 import sum from '#services/workers/sum/worker.ts'
 import { silentLog } from '#shared/runtime/log.ts'
+import { createKeyring, newKey } from '#shared/runtime/seal.ts'
 import { DEFAULT_RETENTION_S, encodeEnvelope } from '#shared/task/task.ts'
 import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
 import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
@@ -35,8 +36,10 @@ describe('foreign producers and workers', () => {
     await server.stop()
   })
 
-  const drain = async (implementations: Implementation[] = [sum, sequence]) =>
-    (await createWorker({ broker, clock, implementations, keyring: null, log: silentLog }).drain()).ran
+  const drain = async (implementations: Implementation[] = [sum, sequence]) => {
+    const keyring = await createKeyring([newKey()])
+    return (await createWorker({ broker, clock, implementations, keyring, log: silentLog }).drain()).ran
+  }
   const sweep = () => sweepOnce({ broker, contracts: {}, now: clock.now }, 1_000)
   async function stats(kind: string) {
     const [row] = await broker.stats([kind])
