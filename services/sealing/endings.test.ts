@@ -4,7 +4,7 @@ import { PermanentError } from '#shared/task/errors.ts'
 import { DEFAULT_RETENTION_S } from '#shared/task/task.ts'
 import { durableStores } from '#shared/test/durable-stores.ts'
 import { manualClock } from '#shared/test/manual-clock.ts'
-import { type Kind, kinds, LEASE_MS, type Scene, useScene, writtenInAllForms } from './scene.ts'
+import { completion, type Kind, kinds, LEASE_MS, type Scene, useScene, writtenInAllForms } from './scene.ts'
 
 interface Play extends Scene, Kind {
   /** Creates a task of the kind and looks at it. */
@@ -210,7 +210,19 @@ const refusals: (readonly [name: string, refusal: (key: string) => Response])[] 
   ['when the provider calls the key wrong', (key) => refusal(401, `Incorrect API key provided: ${key}.`, key)],
   ['when the provider answers with the key as its text', (key) => new Response(key, { status: 403 })],
   ['when the provider fails for a while', (key) => refusal(500, `We failed for ${JSON.stringify(key)}`, key)],
+  ['when the provider’s code is the key', (key) => refusal(400, 'No.', key, key)],
+  ['when the provider’s code is the key, at great length', (key) => refusal(400, 'No.', key, key.repeat(10_000))],
   ['when the quota of the key is used up', (key) => refusal(429, `No quota for ${key}`, key, 'insufficient_quota')],
+]
+
+/** What the model answers, each time with the key. */
+const answers: (readonly [name: string, answer: (key: string) => string])[] = [
+  ['when the model answers with the key', (key) => key],
+  ['when the model quotes the key in every form', (key) => `I was told ${writtenInAllForms(key)}. Why?`],
+  [
+    'when the model answers with a JSON that has the key',
+    (key) => JSON.stringify({ key, json: JSON.stringify({ key }) }),
+  ],
 ]
 
 function refusal(status: number, message: string, key: string, code = 'bad'): Response {
@@ -271,6 +283,14 @@ describe.each(durableStores)('on $name a secret is in no file, no answer and no 
     test.each(here)('%s', (_, run) => run(play()))
 
     if (!kind.hasSecrets) return
+    test.each(answers)('%s', async (_, answer) => {
+      stage.scene.provider = (key) => completion(answer(key))
+      const acting = play()
+      const id = await acting.create()
+      expect(await runToItsEnd(acting, id)).toBe('succeeded')
+      expect((await acting.ask(`/task/${id}`)).text).toContain('[sealed]')
+    })
+
     test.each(refusals)('%s', async (_, refusal) => {
       stage.scene.provider = refusal
       const acting = play()

@@ -192,7 +192,8 @@ async function openScene(open: (options: { now: () => number }) => Promise<Durab
   return scene
 }
 
-function completion(content: string): Response {
+/** An answer of the language model. */
+export function completion(content: string): Response {
   return Response.json({ choices: [{ message: { role: 'assistant', content } }] })
 }
 

@@ -1,7 +1,7 @@
 import * as z from 'zod'
 import { InvalidInput, type Issue, PermanentError } from './errors.ts'
 import { NotJson, toJson } from './json.ts'
-import { createMask, type Mask, NO_MASK, SEALED } from './mask.ts'
+import { createMask, type Mask, SEALED } from './mask.ts'
 import { DEFAULT_RETRY, type RetryRules } from './retry.ts'
 import { type JsonRules, jsonRulesOf } from './schema.ts'
 import { type Place, refuseSecrets, type Step, secretPlaces } from './secret.ts'
@@ -93,14 +93,7 @@ function requireWhole(name: string, value: unknown, least: number): void {
  */
 export function parsePayload<C extends Contract>(contract: C, payload: unknown): PayloadOf<C> {
   const parsed = parseAtOnce(contract, 'input', payload, { error: describe })
-  if (!parsed.success) {
-    const mask = contract.secrets.length > 0 ? createMask(secretsIn(contract, payload).filter(isLongEnough)) : NO_MASK
-    const issues = issuesOf(parsed.error, 'payload')
-    throw misfit(
-      contract,
-      issues.map(({ path, message }) => ({ path: mask.text(path), message: mask.text(message) })),
-    )
-  }
+  if (!parsed.success) throw misfit(contract, issuesWithoutSecrets(contract, parsed.error, payload))
   if (!contract.json.input.isPlain && parsed.data !== undefined) payloadJson(contract, parsed.data)
   if (contract.secrets.length > 0) {
     const issues = unsafeSecrets(contract, parsed.data)
@@ -127,6 +120,22 @@ export function parseAtOnce(
     const message = `The ${side} of ${contract.kind} has an async refinement or transform, and payloads and results are parsed at once: do it in the handler.`
     throw new PermanentError(message, { code: 'async_schema' })
   }
+}
+
+/** The issues of a payload: neither its own secrets are in them, nor those that a schema lists as the values it takes. */
+function issuesWithoutSecrets(contract: Contract, error: z.core.$ZodError, payload: unknown): Issue[] {
+  const issues = issuesOf(error, 'payload')
+  if (contract.secrets.length === 0) return issues
+  const { text } = createMask(secretsIn(contract, payload).filter(isLongEnough))
+  const isSecret = (path: readonly PropertyKey[]) =>
+    contract.secrets.some(
+      (place) => place.length === path.length && place.every((step, i) => leadsTo(step, path[i] as string | number)),
+    )
+  return issues.map(({ path, message }, i) => {
+    const { code, path: steps = [] } = error.issues[i] ?? {}
+    const isListed = code === 'invalid_value' && isSecret(steps)
+    return { path: text(path), message: isListed ? 'Invalid value' : text(message) }
+  })
 }
 
 function misfit({ kind }: Contract, issues: Issue[]): InvalidInput {

@@ -30,14 +30,22 @@ export const NO_MASK: Mask = {
 }
 
 export function createMask(secrets: readonly string[]): Mask {
-  const whole = secrets.filter((secret) => secret !== '')
-  if (whole.length === 0) return NO_MASK
+  const known = secrets.filter((secret) => secret !== '')
+  if (known.length === 0) return NO_MASK
   // The longest first: of a secret that is a part of another one no rest stays.
-  const forms = [...new Set(whole.flatMap(formsOf))].sort((a, b) => b.length - a.length)
+  const forms = [...new Set(known.flatMap(formsOf))].filter((form) => form !== '').sort((a, b) => b.length - a.length)
   const reach = forms[0]?.length ?? 0
-  const text = (given: string) => forms.reduce((masked, form) => masked.replaceAll(form, SEALED), given)
+  const whole = (given: string) => forms.reduce((masked, form) => masked.replaceAll(form, SEALED), given)
+  // Who shortens a text may cut a secret: half of one at the end is as good as all of it.
+  const cut = (given: string) => {
+    const ends = forms.map((form) => [beginningAtEnd(given, form), halfOf(form)] as const)
+    const length = Math.max(...ends.map(([end, half]) => (end >= half ? end : 0)))
+    return length === 0 ? given : given.slice(0, -length) + SEALED
+  }
+  const text = (given: string) => cut(whole(given))
   // In JSON a form may be written in yet another way, and what is not well-formed in more than one.
-  const inJson = forms.every((form) => form.isWellFormed()) ? [...new Set(forms.map(escaped))] : ['']
+  const halves = new Set(forms.map((form) => escaped(form.slice(0, halfOf(form)))))
+  const inJson = forms.every((form) => form.isWellFormed()) ? [...halves] : ['']
 
   function value(given: unknown): unknown {
     const json = jsonOf(given)
@@ -54,20 +62,19 @@ export function createMask(secrets: readonly string[]): Mask {
   }
 
   return {
-    ...{ secrets: whole, text, value },
+    ...{ secrets: known, text, value },
     clip: (given, length) => text(given.slice(0, length + reach)).slice(0, length),
     json: (given) => (inJson.some((form) => given.includes(form)) ? JSON.stringify(masked(JSON.parse(given))) : given),
     chunks() {
       let held = ''
       return {
         push(chunk) {
-          const all = text(held + chunk)
+          const all = whole(held + chunk)
           const at = all.length - Math.max(...forms.map((form) => beginningAtEnd(all, form)))
           held = all.slice(at)
           return all.slice(0, at)
         },
-        // So much of a secret is as good as all of it.
-        flush: () => (held.length < MIN_PACKED ? held : SEALED),
+        flush: () => cut(held),
       }
     },
   }
@@ -88,15 +95,23 @@ function beginningAtEnd(text: string, form: string): number {
   return 0
 }
 
+/** As it is and as JSON, and each of these encoded: what is put into a URL or packed is often JSON. */
 function formsOf(secret: string): string[] {
-  const bytes = new TextEncoder().encode(secret)
-  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
+  const written = [...new Set([secret, ...jsonForms(secret)])]
+  return written.flatMap((text) => [text, ...urlForms(text), ...htmlForms(text), ...packedForms(text)])
+}
+
+/** How many characters of a form are enough to know it by. */
+function halfOf(form: string): number {
+  return Math.max(MIN_PACKED, Math.ceil(form.length / 2))
+}
+
+function packedForms(text: string): string[] {
+  const bytes = new TextEncoder().encode(text)
   // A short one would stand in many a text by chance, and be no secret.
-  const packed =
-    bytes.length < MIN_PACKED ? [] : [hex, hex.toUpperCase(), ...[0, 1, 2].flatMap((shift) => base64At(bytes, shift))]
-  return [secret, ...jsonForms(secret), ...urlForms(secret), ...htmlForms(secret), ...packed].filter(
-    (form) => form !== '',
-  )
+  if (bytes.length < MIN_PACKED) return []
+  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
+  return [hex, hex.toUpperCase(), ...[0, 1, 2].flatMap((shift) => base64At(bytes, shift))]
 }
 
 const MIN_PACKED = 6

@@ -279,6 +279,21 @@ describe('a payload is refused', () => {
     expect(issuesOf({ question: '', key: null, keys: [...keys.slice(1), ...keys.slice(1)] })).toEqual([])
   })
 
+  test('in words that do not list the secrets that it may have', () => {
+    const listed = define(
+      z.object({ keys: z.array(secret(z.enum([KEY, 'another-key']))), key: secret(z.literal(KEY)) }),
+    )
+    try {
+      parsePayload(listed, { keys: ['a wrong one'], key: null })
+      expect.unreachable()
+    } catch (error) {
+      expect((error as InvalidInput).issues).toEqual([
+        { path: 'payload.keys.0', message: 'Invalid value' },
+        { path: 'payload.key', message: 'Invalid value' },
+      ])
+    }
+  })
+
   test('in words that do not quote it', () => {
     const picky = define(
       z.object({ key: secret(z.string().refine(() => false, { error: ({ input }) => `not ${input}` })) }),
