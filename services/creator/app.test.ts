@@ -314,6 +314,28 @@ describe('secrets', () => {
     expect(await openPayload(keyring, chat, task_id, envelope?.payload)).toEqual(body.payload)
   })
 
+  test('a secret that could not be hidden is a 422 that says so, and nothing is stored', async () => {
+    const { post, counts } = await setup()
+    const payloads = [
+      { question: 'Is a token a key?', api_key: 'k' },
+      { question: 'What is sk-secret?', api_key: 'sk-secret' },
+    ]
+    for (const payload of payloads) {
+      for (const [path, body] of [
+        ['/chat', { payload }],
+        ['/chat/batch', { payloads: [{ question: 'Why?', api_key: 'sk-secret' }, payload] }],
+      ] as const) {
+        const response = await post(path, body)
+        expect(response.status).toBe(422)
+        const text = await response.text()
+        expect(text).toMatch(/at least 6 characters|quotes a secret/)
+        expect(text).toMatch(/"path":"payload(s\.1)?\.(api_key|question)"/)
+        expect(text).not.toContain('sk-secret')
+      }
+    }
+    expect(await counts()).toBe(0)
+  })
+
   test('without a key, kinds with secrets are a 503 that says what to set, and the others work', async () => {
     const { post, counts } = await setup({ keyring: null })
     for (const [path, body] of [

@@ -210,7 +210,10 @@ const refusals: (readonly [name: string, refusal: (key: string) => Response])[] 
   ['when the provider calls the key wrong', (key) => refusal(401, `Incorrect API key provided: ${key}.`, key)],
   ['when the provider answers with the key as its text', (key) => new Response(key, { status: 403 })],
   ['when the provider fails for a while', (key) => refusal(500, `We failed for ${JSON.stringify(key)}`, key)],
-  ['when the provider’s code is the key', (key) => refusal(400, 'No.', key, key)],
+  [
+    'when the provider’s code is the key',
+    (key) => refusal(400, `Your code says it, and so does this: ${key}.`, key, key),
+  ],
   ['when the provider’s code is the key, at great length', (key) => refusal(400, 'No.', key, key.repeat(10_000))],
   ['when the quota of the key is used up', (key) => refusal(429, `No quota for ${key}`, key, 'insufficient_quota')],
 ]
@@ -218,7 +221,10 @@ const refusals: (readonly [name: string, refusal: (key: string) => Response])[] 
 /** What the model answers, each time with the key. */
 const answers: (readonly [name: string, answer: (key: string) => string])[] = [
   ['when the model answers with the key', (key) => key],
-  ['when the model quotes the key in every form', (key) => `I was told ${writtenInAllForms(key)}. Why?`],
+  [
+    'when the model quotes the key in every form',
+    (key) => `I was told ${writtenInAllForms(key)}, and JSON says ${JSON.stringify({ key })}. Why?`,
+  ],
   [
     'when the model answers with a JSON that has the key',
     (key) => JSON.stringify({ key, json: JSON.stringify({ key }) }),

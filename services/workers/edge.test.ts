@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test'
 import * as z from 'zod'
 import { createRedisBroker } from '#shared/broker/redis/redis.ts'
 import { createRestClient } from '#shared/broker/redis/rest.ts'
@@ -37,6 +37,24 @@ const composers = [
   implement(map, async (n, ctx) => (await ctx.map(add, pairs(n))).length),
 ]
 const answers = implement(chat, ({ question }) => `On ${question.length} characters`)
+
+test('a worker of kinds with secrets that has no key answers that it is not set up', async () => {
+  const edge = createWorkerEdge({ implementations: () => [answers, conversationWorker] })
+  const env = {
+    ...{ UPSTASH_REDIS_REST_URL: 'http://127.0.0.1:9', UPSTASH_REDIS_REST_TOKEN: 'token' },
+    ...{ DRAIN_TOKEN: 'drain', LOG_LEVEL: 'silent' },
+  }
+  const request = new Request('http://edge/drain', { method: 'POST', headers: { Authorization: 'Bearer drain' } })
+  const lines: string[] = []
+  const log = spyOn(console, 'log').mockImplementation((line: string) => void lines.push(line))
+  try {
+    const response = await edge.fetch(request, env)
+    expect(await response.json()).toMatchObject({ type: 'urn:tasker:problem:misconfigured' })
+  } finally {
+    log.mockRestore()
+  }
+  expect(lines.join('\n')).toMatch(/no key for the secret fields of chat, conversation: set TASKER_SECRET/)
+})
 
 describe('drains of no more requests than an invocation may make', () => {
   let redis: Awaited<ReturnType<typeof startRedis>>

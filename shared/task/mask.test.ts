@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
 import fc from 'fast-check'
-import { maskSecrets } from './mask.ts'
+import { createMask, maskSecrets } from './mask.ts'
 
 const SECRET = 'sk-"top/secret"+key=42&more?'
 
@@ -10,6 +10,14 @@ test.each([
   ['as JSON that escapes slashes', JSON.stringify(SECRET).replaceAll('/', '\\/')],
   ['in a query', new URLSearchParams({ SECRET }).toString()],
   ['in a path', `/keys/${encodeURIComponent(SECRET)}`],
+  ['in JSON that is a text in JSON', JSON.stringify({ json: JSON.stringify({ SECRET }) })],
+  [
+    'in a query with small letters',
+    new URLSearchParams({ SECRET }).toString().replace(/%../g, (code) => code.toLowerCase()),
+  ],
+  ['in HTML', SECRET.replaceAll('&', '&amp;').replaceAll('"', '&quot;')],
+  ['as hex of JSON', Buffer.from(JSON.stringify({ SECRET })).toString('hex')],
+  ['as JSON in a URL', encodeURIComponent(JSON.stringify({ SECRET }))],
   ['as hex', Buffer.from(SECRET).toString('hex')],
 ])('a secret %s is masked', (_, quoted) => {
   const masked = maskSecrets(`before ${quoted} after`, [SECRET])
@@ -30,6 +38,55 @@ test('a secret in base64 is masked wherever it stands in it', () => {
       }
     }
   }
+})
+
+test('a secret in letters that JSON may escape is masked', () => {
+  const json = '{"key":"sch\\u00fcssel-\\u2713"}'
+  expect(maskSecrets(json, [JSON.parse(json).key])).toBe('{"key":"[sealed]"}')
+})
+
+test('half of a secret at the end of a text is masked, in each form, and less of it is not', () => {
+  for (const form of [SECRET, Buffer.from(SECRET).toString('hex'), JSON.stringify(SECRET).slice(1, -1)]) {
+    const half = Math.ceil(form.length / 2)
+    for (const [length, masked] of [
+      [half, 'cut: [sealed]'],
+      [form.length - 1, 'cut: [sealed]'],
+      [half - 3, `cut: ${form.slice(0, half - 3)}`],
+    ] as const) {
+      expect(maskSecrets(`cut: ${form.slice(0, length)}`, [SECRET])).toBe(masked)
+      expect(createMask([SECRET]).value([`cut: ${form.slice(0, length)}`])).toEqual([masked])
+    }
+  }
+})
+
+test('a secret of many characters is masked like any other', () => {
+  const long = 'a-key-'.repeat(100_000)
+  expect(maskSecrets(`${long} and ${btoa(long)}`, [long])).toBe('[sealed] and [sealed]')
+})
+
+test('whatever is cut into chunks is masked as the whole of it is', () => {
+  const text = fc.array(fc.constantFrom(SECRET, SECRET.slice(0, 9), 'sk', 's', ' and ', '[sealed]'), { maxLength: 8 })
+  fc.assert(
+    fc.property(text, fc.array(fc.nat(12), { minLength: 1 }), (parts, lengths) => {
+      const whole = parts.join('')
+      const mask = createMask([SECRET])
+      const chunks = mask.chunks()
+      let told = ''
+      for (let at = 0, i = 0; at < whole.length; i++) {
+        const length = 1 + (lengths[i % lengths.length] ?? 0)
+        told += chunks.push(whole.slice(at, at + length))
+        at += length
+      }
+      expect(told + chunks.flush()).toBe(mask.text(whole))
+    }),
+  )
+})
+
+test('a value that quotes nothing is the same value', () => {
+  const value = { a: [1, 'text', null, { b: true }] }
+  expect(createMask([SECRET]).value(value)).toBe(value)
+  expect(createMask([SECRET]).value({ n: 123_456, key: `${SECRET}!` })).toEqual({ n: 123_456, key: '[sealed]!' })
+  expect(createMask(['123456']).value({ n: 123_456, m: 1_234_567 })).toEqual({ n: '[sealed]', m: 1_234_567 })
 })
 
 test('a secret that is part of another hides no rest of it', () => {
