@@ -226,7 +226,8 @@ export async function mapSecrets(
 /** The payload as it may be shown: `"[sealed]"` in the place of every secret, and of what quotes one that came in clear. */
 export function redact(contract: Contract, payload: unknown): unknown {
   if (contract.secrets.length === 0) return payload
-  const inClear = secretsIn(contract, payload).filter((text) => !text.startsWith(SEALED_PREFIX) && isLongEnough(text))
+  const isClear = (text: string) => text !== SEALED && !text.startsWith(SEALED_PREFIX) && isLongEnough(text)
+  const inClear = secretsIn(contract, payload).filter(isClear)
   const { text: name, value } = createMask(inClear)
   return replaceSecrets(contract.secrets, payload, () => SEALED, { name, value })
 }

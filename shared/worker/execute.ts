@@ -226,17 +226,20 @@ class ClaimedRun implements Execution {
       }
       return this.#succeeded(run.ended?.value)
     } catch (error) {
-      if (error instanceof KeyMissing) await this.#giveUp(course)
-      return this.#failed(error)
+      return this.#failed(error instanceof KeyMissing ? await this.#giveUp(course, error) : error)
     }
   }
 
-  /** Of a run that can go no further here: stores what its steps have done. */
-  async #giveUp(course: Course): Promise<void> {
-    await course.finish()
-    course.run.abort(
-      new RunAborted('parked', `Task ${this.claimed.id} waits for a key, and this run of it is given up.`),
-    )
+  /** Of a run that can go no further here: stores what its steps have done. Gives what kept it from that, else the reason. */
+  async #giveUp(course: Course, reason: KeyMissing): Promise<unknown> {
+    try {
+      await course.finish()
+    } catch (error) {
+      return error
+    }
+    const what = `Task ${this.claimed.id} waits for a key, and this run of it is given up.`
+    course.run.abort(new RunAborted('parked', what))
+    return reason
   }
 
   #park(course: Course, change: CallOutcome): Outcome {
