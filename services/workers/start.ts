@@ -8,6 +8,7 @@ import { endWithin, runMain } from '#shared/runtime/process.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
 import { watchEventLoop } from '#shared/runtime/watchdog.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
+import { runnable } from '#shared/worker/keys.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 
 /** How long what runs beside a worker may take to stop, when the worker has ended by an error that nobody foresaw. */
@@ -33,7 +34,7 @@ export async function startWorker(
     sweepMs: config.workerSweepMs,
     graceMs: config.workerGraceMs,
   })
-  const kinds = implementations.map(({ contract }) => contract.kind)
+  const kinds = runnable(implementations, keyring).map(({ contract }) => contract.kind)
   const watchdog = watchEventLoop(config.leaseMs)
   log.info('Working.', { kinds })
   try {

@@ -31,7 +31,7 @@ export function runnable(
 export function tellLeftAlone(all: readonly Implementation[], runs: readonly Implementation[], log: Log): void {
   const kinds = all.filter((one) => !runs.includes(one)).map(({ contract }) => contract.kind)
   if (kinds.length === 0) return
-  log.error(`This worker has no key for secret fields, and leaves kinds that have some alone: ${WHAT_TO_SET}.`, {
+  log.error(`This worker has no key for secret fields and does not run kinds that have them: ${WHAT_TO_SET}.`, {
     kinds,
   })
 }
