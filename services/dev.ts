@@ -4,6 +4,7 @@ import { type Config, loadConfig } from '#shared/runtime/config.ts'
 import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
+import type { Server } from '#shared/runtime/serve.ts'
 import { startCreator } from './creator/main.ts'
 import { startManager } from './manager/main.ts'
 import { createImplementations } from './workers/implementations.ts'
@@ -16,16 +17,18 @@ await runMain('tasker', async (signal) => {
   const implementations = chosen(config, createImplementations(config))
   const keyring = await openKeyring(config.secret)
   const broker = await openBroker(config.store, { partitions: config.partitions, log })
-  const stops: (() => Promise<void>)[] = [() => broker.close()]
+  const servers: Server[] = []
   try {
     const creator = await startCreator(config, { broker, log, signal, keyring })
-    stops.unshift(() => creator.stop())
+    servers.push(creator)
     const manager = await startManager(config, { broker, log, signal })
-    stops.unshift(() => manager.stop())
+    servers.push(manager)
     console.log(greeting(config, { creator: creator.url, manager: manager.url }))
     await Promise.all([startWorker(config, { broker, log, signal, implementations, keyring }), aborted(signal)])
   } finally {
-    for (const stop of stops) await stop()
+    // Together: each may take its time for the requests under way.
+    await Promise.all(servers.map((server) => server.stop()))
+    await broker.close()
   }
 })
 

@@ -19,7 +19,7 @@ export async function startCreator(config: Config, { broker, log, keyring }: Ser
     auth: await createAuth(config.tokens),
     doors: createDoors(config.doors),
   })
-  const server = serve({ fetch: app.fetch, host: config.host, port: config.creatorPort })
+  const server = await serve({ fetch: app.fetch, host: config.host, port: config.creatorPort })
   announce('creator', server, config, log)
   return server
 }

@@ -105,7 +105,7 @@ describe('over a socket', () => {
   let scene: Awaited<ReturnType<typeof open>>
   beforeAll(async () => {
     scene = await open(stores[0] as (typeof stores)[number])
-    server = serve({ fetch: scene.apps.creator.fetch, host: '127.0.0.1', port: 0 })
+    server = await serve({ fetch: scene.apps.creator.fetch, host: '127.0.0.1', port: 0 })
   })
   afterAll(async () => {
     await server.stop()

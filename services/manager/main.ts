@@ -16,7 +16,7 @@ export async function startManager(config: Config, { broker, log, signal }: Serv
     pollMs: config.waitPollMs,
     maxWaiters: config.doors.maxWaiters,
   })
-  const server = serve({ fetch: app.fetch, host: config.host, port: config.managerPort })
+  const server = await serve({ fetch: app.fetch, host: config.host, port: config.managerPort })
   announce('manager', server, config, log)
   return server
 }

@@ -22,7 +22,7 @@ export async function startRest(config: RestConfig, log: Log): Promise<Server> {
   }
   const app = createApp({ connection, streams: createStreams(subscriptions), auth, log })
   try {
-    const server = serve({ fetch: app.fetch, host: config.host, port: config.port })
+    const server = await serve({ fetch: app.fetch, host: config.host, port: config.port })
     return {
       url: server.url,
       async stop() {

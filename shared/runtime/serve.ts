@@ -1,8 +1,13 @@
+import { type Runtime, runtime } from './adapter/runtime.ts'
+
 /** A service that listens. */
 export interface Server {
   /** Where it is reached, without a slash at the end. */
   readonly url: string
-  /** Takes no new connections and resolves when the requests under way are answered. Calling it twice is harmless. */
+  /**
+   * Takes no new connections and resolves when the requests under way are answered, or were cut off because they took too long. Calling it
+   * twice is harmless.
+   */
   stop(): Promise<void>
 }
 
@@ -12,31 +17,72 @@ export interface Connection {
   address(): string | null
 }
 
-// Bun closes a connection that has not sent its whole request so long after it began, and one without all headers after 12 s. Longer than any answer may take: `?wait=60`, and a little to send it.
-const IDLE_TIMEOUT_S = 75
+type Fetch = (request: Request, connection: Connection) => Response | Promise<Response>
+
+/** How long a connection may be quiet, and how large the headers of a request may be. A longer list or text of headers is answered with 431. */
+export interface Limits {
+  /** Bytes of headers, with the URL. Bun's own limit, which it does not let be changed. */
+  readonly headerBytes: number
+  /** Bun's own limit too. */
+  readonly headerFields: number
+  /** Until a new connection has sent the headers of its first request. Bun's own limit too. */
+  readonly headersMs: number
+  /** Until a connection that has had an answer has sent the headers of its next request. */
+  readonly idleMs: number
+}
+
+/** Idle is longer than any answer may take: `?wait=60`, and a little to send it. Bun counts from when the request began. */
+const LIMITS: Limits = { headerBytes: 16 * 1024, headerFields: 200, headersMs: 12_000, idleMs: 75_000 }
 
 /**
- * Listens on a port; 0 takes a free one. The one place that knows the runtime's server.
+ * How long requests may go on after a stop. With the grace of workers it stays under the 20 s that containers are given: a body that never
+ * comes, or a caller that does not read, must not get the whole process killed.
+ */
+const STOP_MS = 8_000
+
+/** A runtime's server, as its adapter gives it. */
+export interface Listener {
+  readonly port: number
+  /** Takes no new connections and resolves when there is none left: each ends with the request under way on it. */
+  drain(): Promise<void>
+  /** Ends every connection at once. */
+  cut(): void
+}
+
+/** Rejects with the runtime's error with code `EADDRINUSE` when another process has the port. */
+export type Listen = (options: { fetch: Fetch; host: string; port: number; limits: Limits }) => Promise<Listener>
+
+const adapters: Record<Runtime, () => Promise<{ listen: Listen }>> = {
+  bun: () => import('./adapter/bun/serve.ts'),
+  // Deno.serve lets a connection send its headers for ever, and has other limits: see docs/decisions.md.
+  deno: () => import('./adapter/node/serve.ts'),
+  node: () => import('./adapter/node/serve.ts'),
+}
+
+/**
+ * Listens on a port; 0 takes a free one. All runtimes keep to the same limits.
  *
  * @throws the runtime's error with code `EADDRINUSE` when another process has the port.
  */
-export function serve(options: {
-  fetch: (request: Request, connection: Connection) => Response | Promise<Response>
-  host: string
-  port: number
-}): Server {
-  const server = Bun.serve({
-    fetch: (request, bun) => options.fetch(request, { address: () => bun.requestIP(request)?.address ?? null }),
-    hostname: options.host,
-    port: options.port,
-    idleTimeout: IDLE_TIMEOUT_S,
-  })
+export async function serve(options: { fetch: Fetch; host: string; port: number; stopMs?: number }): Promise<Server> {
+  const { fetch, host, stopMs = STOP_MS } = options
+  const { listen } = await adapters[runtime]()
+  const listener = await listen({ fetch, host, port: options.port, limits: LIMITS })
   let stopped: Promise<void> | null = null
   return {
-    url: server.url.href.replace(/\/$/, ''),
+    url: `http://${host.includes(':') ? `[${host}]` : host}:${listener.port}`,
     stop() {
-      stopped ??= server.stop()
+      stopped ??= stopWithin(listener, stopMs)
       return stopped
     },
+  }
+}
+
+async function stopWithin(listener: Listener, ms: number): Promise<void> {
+  const timer = setTimeout(() => listener.cut(), ms)
+  try {
+    await listener.drain()
+  } finally {
+    clearTimeout(timer)
   }
 }

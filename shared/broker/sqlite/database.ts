@@ -1,8 +1,8 @@
-import { Database as BunDatabase } from 'bun:sqlite'
 import { mkdirSync } from 'node:fs'
 import { dirname } from 'node:path'
+import { runtime } from '#shared/runtime/adapter/runtime.ts'
 
-type Value = string | number | null
+export type Value = string | number | null
 
 /** A prepared statement: `Row` is what its SQL selects. */
 export interface Statement<Row = unknown> {
@@ -19,8 +19,8 @@ export interface Database {
   close(): void
 }
 
-/** What bun:sqlite and node:sqlite have in common. */
-interface Vendor {
+/** What bun:sqlite and node:sqlite have in common. Its errors have the names of SQLite's codes in `code`. */
+export interface Vendor {
   exec(sql: string): unknown
   prepare(sql: string): {
     get(...values: Value[]): unknown
@@ -32,10 +32,15 @@ interface Vendor {
   close(): void
 }
 
+const { openVendor } =
+  runtime === 'bun'
+    ? await import('#shared/runtime/adapter/bun/sqlite.ts')
+    : await import('#shared/runtime/adapter/node/sqlite.ts')
+
 /** Opens the file, or `:memory:`, and makes it and its folder when they are missing. */
 export function openDatabase(path: string, busyTimeoutMs: number): Database {
   if (path !== ':memory:') mkdirSync(dirname(path), { recursive: true })
-  const vendor: Vendor = new BunDatabase(path, { create: true })
+  const vendor = openVendor(path)
   const finalizers: (() => void)[] = []
   const db: Database = {
     exec: (sql) => void vendor.exec(sql),

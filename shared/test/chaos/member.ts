@@ -29,11 +29,11 @@ await runMain(role, async (signal) => {
   const shared = { broker, log, contracts: chaosContracts, auth: null }
   if (has('creator')) {
     const app = createCreator({ ...shared, keyring: null, managerUrl, now: clock.now })
-    servers.push(serve({ fetch: app.fetch, host, port: config.creatorPort }))
+    servers.push(await serve({ fetch: app.fetch, host, port: config.creatorPort }))
   }
   if (has('manager')) {
     const app = createManager({ ...shared, clock, signal, pollMs: config.waitPollMs })
-    servers.push(serve({ fetch: app.fetch, host, port: config.managerPort }))
+    servers.push(await serve({ fetch: app.fetch, host, port: config.managerPort }))
   }
   log.info('Ready.', { role })
   if (has('worker')) {

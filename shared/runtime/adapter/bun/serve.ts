@@ -1,0 +1,26 @@
+import type { Listen } from '../../serve.ts'
+
+/** `Bun.serve`. The limits of headers are its own. */
+export const listen: Listen = async ({ fetch, host, port, limits }) => {
+  const server = Bun.serve({
+    fetch: (request, bun) =>
+      fetch(absolute(request, bun.url), { address: () => bun.requestIP(request)?.address ?? null }),
+    hostname: host,
+    port,
+    idleTimeout: limits.idleMs / 1000,
+    // Its page for developers shows the stack. Without it Bun would let several processes share a port.
+    development: false,
+    reusePort: false,
+    error: () => new Response(null, { status: 500 }),
+  })
+  return {
+    port: server.port ?? port,
+    drain: () => server.stop(),
+    cut: () => void server.stop(true),
+  }
+}
+
+/** Without a `Host`, as a health check over HTTP/1.0 may come, Bun gives a bare path for the URL. */
+function absolute(request: Request, base: URL): Request {
+  return request.url.startsWith('/') ? new Request(new URL(request.url, base), request) : request
+}
