@@ -12,11 +12,10 @@ export const listen: Listen = async ({ fetch, host, port, limits }) => {
     fetch: (request, env) => {
       const { incoming } = env as HttpBindings
       if (incoming.rawHeaders.length > 2 * limits.headerFields) return tooManyFields()
-      return fetch(genuine(request), { address: () => incoming.socket.remoteAddress ?? null })
+      return fetch(request, { address: () => incoming.socket.remoteAddress ?? null })
     },
     // Of a request without a `Host`.
     hostname: host.includes(':') ? `[${host}]` : host,
-    overrideGlobalObjects: false,
     serverOptions: { maxHeaderSize: limits.headerBytes, headersTimeout: 0, requestTimeout: 0, keepAliveTimeout: 0 },
   }) as Server
   // Node would leave out what is beyond its limit.
@@ -38,14 +37,6 @@ export const listen: Listen = async ({ fetch, host, port, limits }) => {
       }),
     cut: connections.cut,
   }
-}
-
-/** What comes is no request to the runtime's own constructors, which `hono/body-limit` uses; else all of them would have to be replaced. */
-function genuine(request: Request): Request {
-  // The constructor refuses the method.
-  if (request.method === 'TRACE') return request
-  const { url, method, headers, signal, body } = request
-  return new Request(url, { method, headers, signal, body, duplex: 'half' } as RequestInit)
 }
 
 function tooManyFields(): Response {
