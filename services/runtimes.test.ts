@@ -4,15 +4,20 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LLMock } from '@copilotkit/aimock'
 import { Miniflare } from 'miniflare'
+import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
 import { newKey } from '#shared/runtime/seal.ts'
-import { endProcesses, freePort, startProcess } from '#shared/test/process.ts'
+import { encodeEnvelope } from '#shared/task/task.ts'
+import { endProcesses, freePort, startProcess, type TestProcess } from '#shared/test/process.ts'
 import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
 import { type RestEndpoint, startRestEndpoint } from '#shared/test/rest-endpoint.ts'
+import { runtimes } from '#shared/test/runtimes.ts'
 
 const KINDS = ['sum', 'chat', 'sequence', 'conversation'] as const
 const ENTRIES = ['creator', 'manager', ...KINDS.map((kind) => `workers/${kind}`)]
 const GOAL_BYTES = 200_000
 const DRAIN_TOKEN = 'drain-token'
+const BLOCKING_WORKER = Bun.fileURLToPath(new URL('../shared/test/blocking-worker.ts', import.meta.url))
+const BROKEN_WORKER = Bun.fileURLToPath(new URL('../shared/test/broken-worker.ts', import.meta.url))
 
 interface Task {
   task_id: string
@@ -118,7 +123,8 @@ async function onWorkerd(): Promise<Fleet> {
 /** All services on Deno, unbuilt. */
 async function onDeno(): Promise<Fleet> {
   const fleet = await plan()
-  const deno = await denoBinary()
+  const [deno] = runtimes.find(({ name }) => name === 'Deno')?.command ?? []
+  if (!deno) throw new Error('There is no Deno for this platform in node_modules: run npm test, which installs it.')
   await Promise.all(
     places(fleet).map(async ({ entry, url }) => {
       const args = ['serve', '--no-check', '-A', '--node-modules-dir=manual', '--host', '127.0.0.1']
@@ -127,16 +133,6 @@ async function onDeno(): Promise<Fleet> {
     }),
   )
   return fleet
-}
-
-/** The program itself: the package's command starts it as a child, which a signal to the command would leave behind. */
-async function denoBinary(): Promise<string> {
-  const packages = join(import.meta.dir, '../node_modules/@deno')
-  const [found] = await Array.fromAsync(
-    new Bun.Glob('*/deno').scan({ cwd: packages, absolute: true, followSymlinks: true }),
-  )
-  if (!found) throw new Error('There is no Deno for this platform in node_modules: run npm test, which installs it.')
-  return found
 }
 
 async function create({ creator }: Fleet, kind: string, payload: unknown): Promise<string> {
@@ -159,12 +155,12 @@ async function drain(fleet: Fleet, kind: string, token = DRAIN_TOKEN): Promise<R
   return fetch(`${fleet.workers[kind]}/drain`, { method: 'POST', headers: { Authorization: `Bearer ${token}` } })
 }
 
-const runtimes = { workerd: onWorkerd, Deno: onDeno }
-const fleets: Partial<Record<keyof typeof runtimes, Fleet>> = {}
+const edges = { workerd: onWorkerd, Deno: onDeno }
+const fleets: Partial<Record<keyof typeof edges, Fleet>> = {}
 
 describe.each(['workerd', 'Deno'] as const)('on %s', (runtime) => {
   beforeAll(async () => {
-    fleets[runtime] = await runtimes[runtime]()
+    fleets[runtime] = await edges[runtime]()
   }, 60_000)
   const fleet = () => fleets[runtime] as Fleet
 
@@ -264,3 +260,97 @@ describe('across runtimes', () => {
     expect(await read(deno, id, 30)).toMatchObject({ status: 'succeeded', result: 20_100 })
   }, 60_000)
 })
+
+// What runs on Bun is in processes.test.ts.
+for (const { name, command, missing } of runtimes.filter(({ name }) => name !== 'Bun')) {
+  describe.skipIf(command === null)(`for long, on ${name}${command ? '' : missing}`, () => {
+    const run = (file: string, env: Record<string, string>) => startProcess([...(command ?? []), file], env)
+
+    async function addresses() {
+      const [creator, manager] = [await freePort(), await freePort()]
+      const env = { CREATOR_PORT: String(creator), MANAGER_PORT: String(manager), LOG_LEVEL: 'info' }
+      const fleet: Fleet = {
+        creator: `http://127.0.0.1:${creator}`,
+        manager: `http://127.0.0.1:${manager}`,
+        workers: {},
+      }
+      return { env, fleet }
+    }
+
+    async function stops(process: TestProcess, signal: NodeJS.Signals) {
+      process.kill(signal)
+      expect(await process.ended).toBe(0)
+    }
+
+    test('everything in one process on SQLite runs tasks, stops cleanly, and has them afterwards', async () => {
+      const { env, fleet } = await addresses()
+      const settings = { ...env, OPENAI_BASE_URL: `${model.url}/v1`, TASKER_DB: join(dir, name, 'tasker.db') }
+      const first = run('services/dev.ts', settings)
+      await first.prints('Working.')
+      const sequence = await create(fleet, 'sequence', { n: 100 })
+      const conversation = await create(fleet, 'conversation', { topic: 'files', n: 2, api_key: 'sk-file' })
+      expect(await read(fleet, sequence)).toMatchObject({ result: 5050, children: { total: 100, done: 100 } })
+      expect(await read(fleet, conversation)).toMatchObject({ status: 'succeeded', children: { total: 2, done: 2 } })
+      const beside = run('services/dev.ts', { ...settings, MANAGER_PORT: String(await freePort()) })
+      expect(await beside.ended).toBe(1)
+      expect(beside.output().trim().split('\n')).toEqual([expect.stringContaining('in use')])
+      await stops(first, 'SIGINT')
+
+      const second = run('services/dev.ts', settings)
+      await second.prints('Working.')
+      for (const [id, total] of [[sequence, 100] as const, [conversation, 2] as const]) {
+        expect(await read(fleet, id, 0)).toMatchObject({ status: 'succeeded', children: { total, done: total } })
+      }
+      await stops(second, 'SIGTERM')
+    }, 60_000)
+
+    test('a process for each service on Redis runs tasks, and stops cleanly', async () => {
+      const { env, fleet } = await addresses()
+      const settings = { ...env, REDIS_URL: redis.url, TASKER_SECRET: secret, OPENAI_BASE_URL: `${model.url}/v1` }
+      const services = ['creator', 'manager', 'workers'].map((name) => run(`services/${name}/main.ts`, settings))
+      const words = ['Listening.', 'Listening.', 'Working.']
+      await Promise.all(services.map((service, n) => service.prints(words[n] ?? '')))
+      const sequence = await create(fleet, 'sequence', { n: 100 })
+      const conversation = await create(fleet, 'conversation', { topic: 'wires', n: 2, api_key: 'sk-wire' })
+      expect(await read(fleet, sequence)).toMatchObject({ result: 5050, children: { total: 100, done: 100 } })
+      expect(await read(fleet, conversation)).toMatchObject({ status: 'succeeded', children: { total: 2, done: 2 } })
+      await Promise.all(services.map((service) => stops(service, 'SIGTERM')))
+    }, 60_000)
+
+    test('the REST endpoint passes on commands and messages', async () => {
+      const port = String(await freePort())
+      const endpoint = run('services/rest/main.ts', { REDIS_URL: redis.url, REST_PORT: port, REST_TOKEN: 'token' })
+      await endpoint.prints('Listening.')
+      const ask = (path: string, init: RequestInit = {}) =>
+        fetch(`http://127.0.0.1:${port}${path}`, { ...init, headers: { Authorization: 'Bearer token' } })
+      expect(await (await ask('/echo/word')).json()).toEqual({ result: 'word' })
+      const channel = `on-${name}`
+      const stream = (await ask(`/subscribe/${channel}`, { method: 'POST' })).body?.pipeThrough(new TextDecoderStream())
+      const heard = stream?.getReader()
+      expect((await heard?.read())?.value).toContain(`data: subscribe,${channel},1`)
+      expect(await (await ask(`/publish/${channel}/hello`)).json()).toEqual({ result: 1 })
+      expect((await heard?.read())?.value).toContain(`data: message,${channel},hello`)
+      await stops(endpoint, 'SIGTERM')
+    }, 30_000)
+
+    test('a process that a handler blocks ends after a lease, and one whose store has a bug ends with a code', async () => {
+      const settings = { TASKER_LEASE_MS: '1000', LOG_LEVEL: 'info' }
+      const blocked = { ...settings, TASKER_DB: join(dir, name, 'blocked.db') }
+      const broken = { ...settings, TASKER_DB: join(dir, name, 'broken.db') }
+      await enqueue(blocked.TASKER_DB, 'block', {})
+      await enqueue(broken.TASKER_DB, 'sum', { num1: 1, num2: 2 })
+      const [first, second] = [run(BLOCKING_WORKER, blocked), run(BROKEN_WORKER, broken)]
+      expect(await first.ended).toBe('SIGKILL')
+      expect(first.output()).toContain('A handler has blocked this process')
+      await second.prints('Broken.')
+      expect(await second.ended).toBe(1)
+    }, 30_000)
+  })
+}
+
+async function enqueue(path: string, kind: string, payload: unknown): Promise<void> {
+  const broker = createSqliteBroker({ path })
+  const id = crypto.randomUUID()
+  await broker.enqueue([{ id, kind, priority: 'normal', envelope: encodeEnvelope({ task_id: id, kind, payload }) }])
+  await broker.close()
+}

@@ -16,7 +16,10 @@ await runMain('server', async (signal) => {
     }),
   })
   app.post('/echo', async (c) => c.json(await readJson(c, { deadlineMs: 200 })))
-  app.post('/patient', async (c) => c.json(await readJson(c, { deadlineMs: 60_000 })))
+  app.post('/patient', async (c) => {
+    console.log('Asked.')
+    return c.json(await readJson(c, { deadlineMs: 60_000 }))
+  })
   app.post('/limited', bodyLimit({ maxSize: 10 }), async (c) => c.text(await c.req.text()))
   // Answers when the process is told to stop.
   app.get('/until-stop', async (c) => {
@@ -47,7 +50,7 @@ await runMain('server', async (signal) => {
     },
     host: '127.0.0.1',
     port: Number(process.env['PORT'] ?? 0),
-    stopMs: 300,
+    stopMs: Number(process.env['STOP_MS'] ?? 60_000),
   })
   console.log(`Listening on ${server.url}.`)
   await aborted(signal)

@@ -23,7 +23,7 @@ export const runtimes: readonly TestRuntime[] = [
 /** The program itself: the package's command starts it as a child, which a signal to the command would leave behind. */
 function deno(): string[] | null {
   const [path] = new Bun.Glob('@deno/*/deno').scanSync({ cwd: modules, absolute: true, followSymlinks: true })
-  return path === undefined ? null : [path, 'run', '-A', '--no-check']
+  return path === undefined ? null : [path, 'run', '-A']
 }
 
 function node(): string[] | null {
