@@ -8,9 +8,9 @@ export const listen: Listen = async ({ fetch, host, port, limits }) => {
     hostname: host,
     port,
     idleTimeout: limits.idleMs / 1000,
-    // Its page for developers shows the stack. Without it Bun would let several processes share a port.
-    development: false,
+    // Where NODE_ENV is production, processes would otherwise share a port.
     reusePort: false,
+    // Bun's own answer shows the stack.
     error: () => new Response(null, { status: 500 }),
   })
   return {
