@@ -7,8 +7,7 @@ const SERVER = Bun.fileURLToPath(new URL('../test/http-server.ts', import.meta.u
 const servers = new Map<string, { process: TestProcess; port: number }>()
 
 async function start({ command }: TestRuntime, env: Record<string, string> = {}) {
-  // In production Bun lets processes share a port, unless it is told not to.
-  const process = startProcess([...(command ?? []), SERVER], { NODE_ENV: 'production', ...env })
+  const process = startProcess([...(command ?? []), SERVER], env)
   await process.prints('Listening on')
   return { process, port: Number(/:(\d+)\.\n/.exec(process.output())?.[1]) }
 }
@@ -161,8 +160,7 @@ for (const runtime of runtimes) {
     })
 
     test('a port that is in use is an error that says so', async () => {
-      const env = { PORT: String(port()), NODE_ENV: 'production' }
-      const second = startProcess([...(runtime.command ?? []), SERVER], env)
+      const second = startProcess([...(runtime.command ?? []), SERVER], { PORT: String(port()) })
       expect(await second.ended).toBe(1)
       expect(second.output().trim().split('\n')).toEqual([expect.stringContaining('port is in use')])
     })

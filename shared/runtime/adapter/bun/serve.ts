@@ -8,9 +8,7 @@ export const listen: Listen = async ({ fetch, host, port, limits }) => {
     hostname: host,
     port,
     idleTimeout: limits.idleMs / 1000,
-    // Where NODE_ENV is production, processes would otherwise share a port.
-    reusePort: false,
-    // Bun's own answer shows the stack.
+    // Bun's own answer shows the stack. (`development: false` would keep it back too, and let processes share a port.)
     error: () => new Response(null, { status: 500 }),
   })
   return {
