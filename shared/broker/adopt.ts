@@ -1,3 +1,4 @@
+import type { FailedAttempt } from '#shared/task/attempts.ts'
 import { readEnvelope, readRecord } from '#shared/task/record.ts'
 import { expiryOf, finalState } from '#shared/task/task.ts'
 import type { Broker, Foreign, Outcome } from './broker.ts'
@@ -21,6 +22,8 @@ function outcomeOf({ id, kind, record, envelope, ...length }: Foreign, at: numbe
     finished_at: at,
     parent: sent?.parent ?? told?.parent,
     retention_s: sent?.retention_s ?? told?.retention_s,
+    attempts: sent?.attempts,
+    attempt: told?.attempt ?? nextAttempt(sent?.attempts),
     calls: length.calls || told?.calls,
     steps: length.calls ? length.steps : told?.steps,
     order: (length.calls ? length.order : told?.order) || undefined,
@@ -31,4 +34,10 @@ function outcomeOf({ id, kind, record, envelope, ...length }: Foreign, at: numbe
     record: JSON.stringify({ ...written, ...known }),
     expiresAt: expiryOf(known),
   }
+}
+
+/** The attempt of a foreign worker that took the task after others had failed. */
+function nextAttempt(failed: readonly FailedAttempt[] | undefined): number | undefined {
+  const last = failed?.at(-1)
+  return last && last.attempt + 1
 }

@@ -217,6 +217,8 @@ export interface EndOutcome {
 export interface RetryOutcome {
   type: 'retry'
   at: number
+  /** Its envelope from now on, which tells of the attempt. */
+  envelope: string
 }
 
 /** Given back unrun: queued at the front, the attempt not used up. */

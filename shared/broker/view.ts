@@ -1,3 +1,4 @@
+import { attemptsBefore, failedAttempt, MAX_ATTEMPTS_KEPT, type ShownAttempt } from '#shared/task/attempts.ts'
 import { type Contract, redact } from '#shared/task/define.ts'
 import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
 import {
@@ -23,6 +24,10 @@ export interface TaskView {
   result: unknown
   status_code: number | null
   error: TaskError | null
+  /** Of the last attempt that failed, whatever became of the task; null when none has. */
+  last_error: Omit<AttemptView, 'attempt'> | null
+  /** How the last ten attempts failed, the last of them at the end. */
+  attempts: AttemptView[]
   /** Number of the present or last run; 0 before the first. */
   attempt: number
   max_attempts: number | null
@@ -33,6 +38,9 @@ export interface TaskView {
   children: { total: number; done: number }
   progress: { done: number; total: number } | null
 }
+
+/** A failed attempt as it is shown, its texts cut. Code and time are null where its worker died, and nobody knows. */
+export type AttemptView = Omit<ShownAttempt, 'at'> & { at: string | null }
 
 /** What is stored of a task, as it is shown. Whatever foreign programs have written, it does not throw. */
 export function viewOf(stored: Stored, contracts: Contracts): TaskView {
@@ -75,6 +83,7 @@ function liveView(id: string, live: Live, contracts: Contracts): TaskView {
     result: null,
     status_code: null,
     error: null,
+    ...attemptsView(attemptsBefore(envelope.attempts, live.attempts)),
     attempt: attemptOf(live),
     max_attempts: envelope.max_attempts ?? contract?.retry.maxAttempts ?? null,
     created_at: iso(envelope.created_at ?? createdAtOf(id)),
@@ -100,6 +109,7 @@ function finalView(id: string, text: string, contracts: Contracts): TaskView {
     result: read === null ? text : status === 'succeeded' ? decodeResult(record) : null,
     status_code: record.status_code,
     error: status === 'succeeded' ? null : (record.error ?? { type: 'failed', message: record.result }),
+    ...attemptsView(attemptsOf(record)),
     attempt: record.attempt ?? 1,
     max_attempts: record.max_attempts ?? contract?.retry.maxAttempts ?? null,
     created_at: iso(record.created_at ?? createdAtOf(id)),
@@ -109,6 +119,27 @@ function finalView(id: string, text: string, contracts: Contracts): TaskView {
     children: { total, done: total },
     progress: null,
   }
+}
+
+/** Those that failed of a task that has ended: the last one of them, if it ended the task. */
+function attemptsOf(record: FinalRecord): ShownAttempt[] {
+  const { attempt = 1, attempts, status_code, error, started_at, finished_at } = record
+  const state = finalState(record)
+  // One that was cancelled may have waited for its next attempt.
+  const isOver = state === 'cancelled' && (started_at === undefined || attempts?.at(-1)?.attempt === attempt)
+  const before = attemptsBefore(attempts, isOver ? attempt : attempt - 1)
+  if (state !== 'failed' || error?.type === 'worker_lost') return before
+  const { type, message } = error ?? { type: 'failed', message: record.result }
+  const last = failedAttempt({ attempt, type, message, status_code, at: finished_at ?? 0 })
+  return [...before, { ...last, at: finished_at ?? null }].slice(-MAX_ATTEMPTS_KEPT)
+}
+
+function attemptsView(shown: readonly ShownAttempt[]): Pick<TaskView, 'last_error' | 'attempts'> {
+  const attempts = shown.map((one) => ({ ...one, at: iso(one.at) }))
+  const last = attempts.at(-1)
+  if (!last) return { last_error: null, attempts }
+  const { attempt: _, ...last_error } = last
+  return { last_error, attempts }
 }
 
 const UNREADABLE: FinalRecord = {

@@ -1,3 +1,4 @@
+import { areAttempts } from './attempts.ts'
 import { type Contract, redact } from './define.ts'
 import {
   type Envelope,
@@ -44,7 +45,7 @@ export function buildRecord(end: {
   finishedAt: number
 }): FinalRecord {
   const { contract, envelope, error, startedAt } = end
-  const { max_attempts, priority, timeout_ms, retention_s, created_at, parent, traceparent, given } = envelope
+  const { max_attempts, priority, timeout_ms, retention_s, created_at, parent, traceparent, given, attempts } = envelope
   const { result, content_type } = error ? { result: error.message } : encodeResult(end.result)
   const kind = end.kind ?? envelope.kind ?? contract?.kind
   // Written out field by field: this is done for every task.
@@ -65,6 +66,7 @@ export function buildRecord(end: {
   if (parent) record.parent = parent
   if (traceparent) record.traceparent = traceparent
   if (given !== undefined) record.given = given
+  if (attempts) record.attempts = attempts
   if (end.calls > 0) {
     record.calls = end.calls
     record.steps = end.steps
@@ -173,6 +175,7 @@ const SHARED_FIELDS = {
   parent: isObjectWith('id', 'kind'),
   traceparent: isText,
   given: isText,
+  attempts: areAttempts,
 }
 
 const ENVELOPE_FIELDS = new Map<string, Fits>(Object.entries({ ...SHARED_FIELDS, v: isOneOf([1]) }))

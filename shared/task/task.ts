@@ -1,3 +1,5 @@
+import type { FailedAttempt } from './attempts.ts'
+
 /** What a task is: its states, its envelope, its final record and its id. The words are those of docs/protocol.md. */
 
 export const PRIORITIES = ['high', 'normal', 'low'] as const
@@ -40,6 +42,8 @@ export interface Envelope {
   traceparent?: string
   /** A digest of the payload as its parent gave it, where its schema made something else of it: what a re-run of the parent is compared with. */
   given?: string
+  /** Errors of the attempts that failed, the last ones; left out while there is none. */
+  attempts?: FailedAttempt[]
 }
 
 /** The final record's error: `type` is a short code (`timeout`, `invalid_input`), `message` a sentence. */
@@ -62,6 +66,8 @@ export interface FinalRecord {
   /** As validated, with `"[sealed]"` in the place of every secret. */
   payload?: unknown
   attempt?: number
+  /** As in the envelope: without the error that ended the task. */
+  attempts?: FailedAttempt[]
   max_attempts?: number
   created_at?: number
   started_at?: number

@@ -352,11 +352,13 @@ export class Drain {
   /** Settles what ended, and gives up what is held of it. */
   async #report(ended: readonly Ended[]): Promise<void> {
     const { executor, log } = this.#deps
-    const outcomes = ended.flatMap(({ outcome }) => outcome ?? [])
+    const told = ended.filter((one): one is Ended & { outcome: Outcome } => one.outcome !== null)
+    const outcomes = told.map(({ outcome }) => outcome)
     try {
       const accepted = await this.#settle(outcomes)
-      outcomes.forEach((outcome, i) => {
+      told.forEach(({ outcome, held }, i) => {
         if (outcome.type === 'call') executor.parked(outcome.id, accepted[i] === true)
+        if (outcome.type === 'retry' && accepted[i]) this.#tellFailure(held, outcome.at)
         if (!accepted[i]) log.info('A late result was refused', { task_id: outcome.id, kind: outcome.kind })
       })
     } catch (error) {
@@ -373,6 +375,15 @@ export class Drain {
       if (this.#held.get(held.claimed.id) === held) this.#held.delete(held.claimed.id)
     }
     this.#change()
+  }
+
+  /** Says why an attempt failed that another one follows: until the last has failed, nobody else does. */
+  #tellFailure({ claimed: { id: task_id, kind }, failure }: Held, next: number): void {
+    if (failure === null) return
+    const { attempt, type, message: error, status_code } = failure
+    const next_at = new Date(next).toISOString()
+    const what = 'An attempt failed; the task is tried again'
+    this.#deps.log.warn(what, { task_id, kind, attempt, type, error, status_code, next_at })
   }
 
   /** Settles in one call, which brings the next tasks. */

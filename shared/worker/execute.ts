@@ -2,6 +2,7 @@ import type { Broker, CallOutcome, Claimed, Outcome } from '#shared/broker/broke
 import type { Clock } from '#shared/runtime/clock.ts'
 import { type Keyring, openPayload } from '#shared/runtime/seal.ts'
 import type { Slices } from '#shared/runtime/slices.ts'
+import { type FailedAttempt, failedAttempt, noteAttempt } from '#shared/task/attempts.ts'
 import {
   type Contract,
   fromStored,
@@ -23,7 +24,7 @@ import {
 import { copyJson, toJson } from '#shared/task/json.ts'
 import { createMask, type Mask, NO_MASK } from '#shared/task/mask.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
-import { backoffMs, mayRetry } from '#shared/task/retry.ts'
+import { backoffMs, mayRetry, type RetryRules } from '#shared/task/retry.ts'
 import { type Envelope, expiryOf, isOurs, type ResumePoint } from '#shared/task/task.ts'
 import { MAX_MESSAGE, MAX_NAME, statusCodeOf, textOf } from '#shared/task/thrown.ts'
 import { Course, type Lease as CourseLease } from './course.ts'
@@ -63,6 +64,8 @@ export interface Execution {
   readonly timeoutAt: number
   /** How it ended; null when there is nothing to report, since the task is no longer ours. At once for a handler that awaits nothing. */
   readonly outcome: Outcome | null | Promise<Outcome | null>
+  /** Why this attempt failed, when it is to be followed by another. */
+  readonly failure: FailedAttempt | null
   /** Stops it: `timeout` counts as a failed attempt, `stopping` gives the task back, and after `lease_lost` and `cancelled` nothing is reported. */
   abort(reason: RunAborted): void
   progress(): { done: number; total: number } | undefined
@@ -100,6 +103,7 @@ class ClaimedRun implements Execution {
   readonly claimed: Claimed
   readonly timeoutAt: number
   readonly outcome: Outcome | null | Promise<Outcome | null>
+  failure: FailedAttempt | null = null
   readonly #deps: Shared
   readonly #store: RunStore
   readonly #implementation: Implementation | undefined
@@ -284,12 +288,7 @@ class ClaimedRun implements Execution {
     if (error instanceof KeyMissing) return this.#putOff(error)
     const judged = judge(error)
     const rules = this.#implementation?.contract.retry
-    if (rules && this.#mayRetry(judged, error)) {
-      const random = this.#deps.random()
-      const { attempt } = this.claimed
-      const waitMs = backoffMs({ attempt, rules, random, retryAfterMs: judged.afterMs })
-      return { ...this.#lease(), type: 'retry', at: this.#deps.clock.now() + waitMs }
-    }
+    if (rules && this.#mayRetry(judged, error)) return this.#retry(judged, rules)
     const { clip } = this.#mask
     const failure = { type: clip(judged.type, MAX_NAME), message: clip(judged.message, MAX_MESSAGE) }
     return this.#end({
@@ -311,6 +310,16 @@ class ClaimedRun implements Execution {
     const order = this.#course?.order.text ?? claimed.order
     const history = { calls, steps, order, children: [], records: [] }
     return { ...this.#lease(), ...history, type: 'call', park: true, wakeAt: now + waitMs, awaits: null }
+  }
+
+  /** The attempt failed and another follows: its error goes with the envelope. */
+  #retry({ type, message, statusCode: status_code, afterMs: retryAfterMs }: Judgement, rules: RetryRules): Outcome {
+    const { attempt, envelope } = this.claimed
+    const at = this.#deps.clock.now()
+    const waitMs = backoffMs({ attempt, rules, random: this.#deps.random(), retryAfterMs })
+    this.failure = failedAttempt({ attempt, type, message, status_code, at }, this.#mask.clip)
+    const noted = noteAttempt(envelope, this.#envelope?.attempts, this.failure)
+    return { ...this.#lease(), type: 'retry', at: at + waitMs, envelope: noted }
   }
 
   #mayRetry({ permanent }: Judgement, error: unknown): boolean {

@@ -3,12 +3,13 @@ import type { RunAborted } from '#shared/task/errors.ts'
 import type { Execution } from './execute.ts'
 
 /** A task that is held: it runs, has ended and is not settled yet, or waits to be run. */
-export type Held = Pick<Execution, 'claimed' | 'timeoutAt' | 'abort' | 'progress'>
+export type Held = Pick<Execution, 'claimed' | 'timeoutAt' | 'abort' | 'progress' | 'failure'>
 
 /** A claimed task that has not begun. */
 export class Waiting implements Held {
   readonly claimed: Claimed
   readonly timeoutAt = Number.POSITIVE_INFINITY
+  readonly failure = null
   aborted: RunAborted | null = null
 
   constructor(claimed: Claimed) {

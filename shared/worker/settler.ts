@@ -87,6 +87,7 @@ export function isFullCall(chars: number): boolean {
 /** Characters that an outcome brings to the store. */
 export function charsOf(outcome: Outcome): number {
   if (outcome.type === 'end') return outcome.record.length
+  if (outcome.type === 'retry') return outcome.envelope.length
   if (outcome.type !== 'call') return 0
   let chars = outcome.order.length
   for (const { envelope } of outcome.children) chars += envelope.length

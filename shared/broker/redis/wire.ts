@@ -91,6 +91,7 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
       break
     case 'retry':
       addHead(args, outcome, kinds, String(outcome.at))
+      args.push(outcome.envelope)
       break
     case 'release':
       addHead(args, outcome, kinds, '-')

@@ -103,7 +103,7 @@ export function createEnding(db: Database, queue: Queue): Ending {
   }
 
   const delay = db.prepare(`
-    UPDATE tasks SET state = 'delayed', token = NULL, attempts = attempts + 1, started_at = NULL, at = ? WHERE seq = ?`)
+    UPDATE tasks SET state = 'delayed', token = NULL, attempts = attempts + 1, started_at = NULL, at = ?, envelope = ? WHERE seq = ?`)
 
   function settle(outcomes: readonly Outcome[], now: number, news: News): string[] {
     const refused: string[] = []
@@ -122,7 +122,7 @@ export function createEnding(db: Database, queue: Queue): Ending {
           ended.push(task)
           break
         case 'retry':
-          delay.run(outcome.at, task.seq)
+          delay.run(outcome.at, outcome.envelope, task.seq)
           news.due(task.kind, outcome.at)
           break
         case 'release':

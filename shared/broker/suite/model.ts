@@ -147,6 +147,7 @@ export function settle(model: Model, outcome: Outcome): boolean {
       one.attempts++
       one.startedAt = null
       one.at = outcome.at
+      one.task = { ...one.task, envelope: outcome.envelope }
       break
     case 'release':
       model.front--

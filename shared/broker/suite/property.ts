@@ -1,5 +1,7 @@
 import { expect, test } from 'bun:test'
 import fc from 'fast-check'
+import { noteAttempt } from '#shared/task/attempts.ts'
+import { readEnvelope } from '#shared/task/record.ts'
 import { FINAL_STATES, PRIORITIES } from '#shared/task/task.ts'
 import type { Ended, Outcome } from '../broker.ts'
 import * as models from './model.ts'
@@ -170,10 +172,16 @@ const ending = fc
 
 const retrying = fc.integer({ min: 0, max: 90 }).chain((s) =>
   settling(`retry in ${s} s`, (model, one) => ({
-    ...retryAt(held(one), second(model) + s * 1000),
+    ...retryAt({ ...held(one), envelope: one.task.envelope }, second(model) + s * 1000, envelopeAfter(one)),
     parent: one.task.parent,
   })),
 )
+
+/** The envelope with one more error. */
+const envelopeAfter = ({ task, attempts, at }: models.ModelTask) =>
+  noteAttempt(task.envelope, readEnvelope(task.envelope)?.attempts, {
+    ...{ attempt: attempts + 1, type: 'error', message: 'No luck.', status_code: 500, at },
+  })
 
 const releasing = settling('release', (_, one) => ({ ...release(held(one)), parent: one.task.parent }))
 

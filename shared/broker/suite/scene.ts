@@ -95,8 +95,8 @@ export function ended(task: { kind: string }, fields: Partial<Ended> = {}): { en
   return { ended: { kind: task.kind, state: 'succeeded', at: WHEN.endedAt, expiresAt: WHEN.expiresAt, ...fields } }
 }
 
-export function retryAt(task: Held, at: number): Outcome {
-  return { ...lease(task), type: 'retry', at }
+export function retryAt(task: Held & { envelope: string }, at: number, envelope = task.envelope): Outcome {
+  return { ...lease(task), type: 'retry', at, envelope }
 }
 
 export function release(task: Held): Outcome {

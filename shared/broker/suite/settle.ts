@@ -84,6 +84,28 @@ export function testSettle(test: Define): void {
     expect(await live(failed.id)).toMatchObject({ state: 'running', attempts: 1 })
   })
 
+  test('gives a task that is tried again the envelope that the outcome brings, whatever its characters', async ({
+    broker,
+    clock,
+    run,
+    live,
+    claimAll,
+  }) => {
+    const failed = await run()
+    for (const more of [' "\\ \n \u0001 ü€😀 \u2028', 'x'.repeat(1024 * 1024), '']) {
+      const envelope = `{"task_id":"${failed.id}","v":1,"payload":${JSON.stringify(more)}\n}`
+      const [held = failed] = await claimAll()
+      expect((await broker.settle([retryAt(held, clock.now() + 1, envelope)])).refused).toEqual([])
+      expect(await live(failed.id)).toMatchObject({ state: 'delayed', envelope })
+      clock.advance(1)
+      const [again] = await claimAll({ takeBack: true })
+      expect(again).toMatchObject({ id: failed.id, envelope })
+      await broker.settle([release(again as Claimed)])
+      expect(await live(failed.id)).toMatchObject({ state: 'queued', envelope })
+    }
+    expect(await broker.stats(['sum'])).toMatchObject([{ queued: 1, delayed: 0, broken: 0 }])
+  })
+
   test('queues a released task again, its attempt not used up', async ({ broker, run, live, claimAll }) => {
     const given = await run()
     expect((await broker.settle([release(given)])).refused).toEqual([])

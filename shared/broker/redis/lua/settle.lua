@@ -1,7 +1,7 @@
 -- ARGV: number of outcomes; for each: "<type> <kind> <parent> <more> <token>", id, parent's id if there is one, then by type (more: what). <parent> is its kind,
 -- or 0, and after a colon the group that the parent awaits the task in beside others: "one" for the task alone.
 --   end, cancel, adopt (<final state's key number>,<when it ended>,<expiry or ->): record
---   retry (<when due>): nothing     release (-): nothing
+--   retry (<when due>): envelope     release (-): nothing
 --   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->,<order, or nothing>): number of records, (id, record) of each, the new tasks; to park: how many
 --     children it awaits alone, or - when it awaits all together, and how many groups, and the groups
 -- then 1 and the claim that follows, or 0.
@@ -31,6 +31,7 @@ for i = 1, number() do
   local head = heads[text] or readHead(text)
   local o = { head = head, id = arg(), parent = head.parentKind > 0 and arg() }
   if head.final then o.record = arg()
+  elseif head.type == 'retry' then o.envelope = arg()
   elseif head.type == 'call' then
     o.records = {}
     for j = 1, 2 * number() do o.records[j] = arg() end
@@ -161,6 +162,7 @@ for i, value in ipairs(fetch(LIVE, ids)) do
       unindex(of(head.kind, RUNNING), o.id)
       if head.type == 'retry' then
         t.state, t.token, t.attempts, t.started = 'delayed', '-', t.attempts + 1, '0'
+        t.envelope = o.envelope
         set(LIVE, o.id, join(t))
         index(of(head.kind, DELAYED), head.due, o.id)
         wake(head.kind, tonumber(head.due))
