@@ -6,6 +6,7 @@ import { createLogger } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
 import type { Server } from '#shared/runtime/serve.ts'
 import { startCreator } from './creator/main.ts'
+import { noteKinds } from './kinds.ts'
 import { startManager } from './manager/main.ts'
 import { createImplementations } from './workers/implementations.ts'
 import { chosen, startWorker } from './workers/start.ts'
@@ -23,6 +24,7 @@ await runMain('tasker', async (signal) => {
     servers.push(creator)
     const manager = await startManager(config, { broker, log, signal })
     servers.push(manager)
+    void noteKinds({ broker, log, signal })
     console.log(greeting(config, { creator: creator.url, manager: manager.url }))
     await Promise.all([startWorker(config, { broker, log, signal, implementations, keyring }), aborted(signal)])
   } finally {

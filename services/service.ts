@@ -7,6 +7,7 @@ import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
 import type { Server } from '#shared/runtime/serve.ts'
+import { noteKinds } from './kinds.ts'
 
 /** What a service that is started needs beside its configuration; several services of one process may share it. */
 export interface ServiceDeps {
@@ -26,6 +27,7 @@ export function runService(name: string, start: (config: Config, deps: ServiceDe
     const broker = await openBroker(config.store, { partitions: config.partitions, log })
     try {
       const server = await start(config, { broker, log, signal })
+      void noteKinds({ broker, log, signal })
       await aborted(signal)
       await server.stop()
       log.info('Stopped.', { service: name })

@@ -171,6 +171,7 @@ describe('GET /task/{id}', () => {
     expect(await get(`/task/${A}`)).toEqual({
       task_id: A,
       kind: 'sum',
+      registered: true,
       status: 'queued',
       payload: { num1: 5, num2: 7 },
       result: null,
@@ -196,6 +197,7 @@ describe('GET /task/{id}', () => {
     expect(await get(`/task/${A}`)).toEqual({
       task_id: A,
       kind: 'sum',
+      registered: true,
       status: 'succeeded',
       payload: { num1: 5, num2: 7 },
       result: 12,
@@ -557,6 +559,44 @@ describe('GET /tasks', () => {
     expect((await page(app, '/tasks')).cursor).toBeNull()
   })
 
+  test('tasks of kinds that are no longer registered show, marked, and can be asked for, cancelled and deleted', async () => {
+    const { add, app, claim, end, get, post, remove } = await setup()
+    await add(idAt(1), 'sum', { num1: 1, num2: 2 })
+    await add(idAt(2), 'retired', { secret: 'x' })
+    await add(idAt(3), 'retired', { secret: 'x' })
+    await end(await claim('retired'), 1)
+    const { tasks, cursor } = await page(app, '/tasks')
+    expect(cursor).toBeNull()
+    expect(
+      tasks.map(({ task_id, kind, registered, status, payload }) => [task_id, kind, registered, status, payload]),
+    ).toEqual([
+      [idAt(3), 'retired', false, 'queued', null],
+      [idAt(2), 'retired', false, 'succeeded', null],
+      [idAt(1), 'sum', true, 'queued', { num1: 1, num2: 2 }],
+    ])
+    expect((await page(app, '/tasks?kind=retired&status=queued')).tasks).toMatchObject([{ task_id: idAt(3) }])
+    const first = await page(app, '/tasks?limit=1')
+    expect((await page(app, `/tasks?limit=2&cursor=${first.cursor}`)).tasks.map(({ kind }) => kind)).toEqual([
+      'retired',
+      'sum',
+    ])
+
+    const { kinds } = (await (await app.request('/stats')).json()) as { kinds: { kind: string }[] }
+    expect(kinds).toHaveLength(5)
+    expect(kinds[4]).toMatchObject({
+      kind: 'retired',
+      registered: false,
+      queued: 1,
+      succeeded: 1,
+      oldest_queued_ms: 5000,
+    })
+
+    expect((await post(`/task/${idAt(3)}/cancel`)).status).toBe(200)
+    expect(await get(`/task/${idAt(3)}`)).toMatchObject({ registered: false, status: 'cancelled' })
+    for (const id of [idAt(2), idAt(3)]) expect((await remove(`/task/${id}`)).status).toBe(200)
+    expect((await (await app.request('/stats')).json()) as { kinds: unknown[] }).toMatchObject({ kinds: { length: 4 } })
+  })
+
   test('an id that does not tell its time is placed by the time of its creation', async () => {
     const { add, app, broker } = await setup()
     await add(idAt(1), 'sequence', { n: 1 })
@@ -630,6 +670,7 @@ test('GET /stats counts each kind and tells the age of the oldest queued', async
   expect(kinds).toHaveLength(4)
   expect(kinds[0]).toEqual({
     kind: 'sum',
+    registered: true,
     queued: 2,
     running: 0,
     waiting: 0,

@@ -4,6 +4,7 @@ import type { Broker, KindStats, Stored } from '#shared/broker/broker.ts'
 import { listChildren, listTasks } from '#shared/broker/list.ts'
 import { retryTask } from '#shared/broker/retry.ts'
 import { cancelTree, removeTree, type TreeDeps } from '#shared/broker/tree.ts'
+import { unregisteredKinds } from '#shared/broker/unregistered.ts'
 import { type Contracts, isStep, viewOf } from '#shared/broker/view.ts'
 import { type Auth, requireScope } from '#shared/http/auth.ts'
 import { type BaseEnv, createBase } from '#shared/http/base.ts'
@@ -94,7 +95,9 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
   })
 
   app.get('/tasks', read, async (c) => {
-    const { parent, ...query } = readListQuery(c.req.query(), kinds)
+    const asked = c.req.query()
+    const isRegistered = asked['kind'] === undefined || kinds.includes(asked['kind'])
+    const { parent, ...query } = readListQuery(asked, isRegistered ? kinds : [...kinds, ...(await broker.kinds([]))])
     const page =
       parent === undefined
         ? await listTasks(broker, contracts, query)
@@ -103,8 +106,14 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
   })
 
   app.get('/stats', read, async (c) => {
-    const stats = await broker.stats(kinds)
-    return c.json({ kinds: stats.map((kind) => statsView(kind, clock.now())) })
+    const [registered, others] = await Promise.all([broker.stats(kinds), unregisteredKinds(broker, kinds)])
+    const now = clock.now()
+    return c.json({
+      kinds: [
+        ...registered.map((stats) => statsView(stats, { registered: true, now })),
+        ...others.map((stats) => statsView(stats, { registered: false, now })),
+      ],
+    })
   })
 
   return app
@@ -131,11 +140,12 @@ function textForm(c: Context, stored: Stored): Response {
   return c.text(body, status as ContentfulStatusCode)
 }
 
-function statsView(stats: KindStats, now: number) {
+function statsView(stats: KindStats, { registered, now }: { registered: boolean; now: number }) {
   const { kind, queued, running, waiting, delayed, succeeded, failed, cancelled, broken } = stats
   const times = stats.oldest.flatMap((envelope) => readEnvelope(envelope)?.created_at ?? [])
   return {
     kind,
+    registered,
     queued,
     running,
     waiting,

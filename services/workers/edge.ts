@@ -85,9 +85,14 @@ export function createWorkerEdge(options: {
 
     async scheduled(event, env, context) {
       const invocation = await openInvocation(env, context)
+      const { broker, config } = invocation
+      const time = timeOf(event)
       // Nobody else sweeps where no worker loops. Once an hour is enough, and every command is billed.
-      if (minuteOf(event) < SWEEP_MINUTES)
-        await sweepOnce({ broker: invocation.broker, contracts: {}, now: Date.now }, SWEEP_LIMIT)
+      const isHourly = time.getUTCMinutes() < SWEEP_MINUTES
+      // Nor does anybody note the kinds, so that their tasks are found when they are taken out: that is done once a day.
+      if (isHourly && time.getUTCHours() === 0)
+        await broker.kinds(options.implementations(config, fetch).map(({ contract }) => contract.kind))
+      if (isHourly) await sweepOnce({ broker, contracts: {}, now: Date.now }, SWEEP_LIMIT)
       await drain(invocation)
     },
   }
@@ -98,8 +103,8 @@ const GRACE_MS = 4_000
 const SWEEP_LIMIT = 100
 const SWEEP_MINUTES = 5
 
-/** The minute of the hour that a schedule stands for. */
-function minuteOf(event: unknown): number {
+/** The time that a schedule stands for. */
+function timeOf(event: unknown): Date {
   const time = typeof event === 'object' && event !== null ? Reflect.get(event, 'scheduledTime') : undefined
-  return new Date(typeof time === 'number' ? time : Date.now()).getUTCMinutes()
+  return new Date(typeof time === 'number' ? time : Date.now())
 }

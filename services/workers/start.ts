@@ -10,6 +10,7 @@ import { watchEventLoop } from '#shared/runtime/watchdog.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
 import { runnable } from '#shared/worker/keys.ts'
 import { createWorker } from '#shared/worker/worker.ts'
+import { noteKinds } from '../kinds.ts'
 
 /** How long what runs beside a worker may take to stop, when the worker has ended by an error that nobody foresaw. */
 const END_MS = 800
@@ -58,6 +59,8 @@ export function runWorker(implementationsOf: (config: Config) => readonly Implem
     const broker = await openBroker(config.store, { partitions: config.partitions, log })
     try {
       const keyring = await openKeyring(config.secret)
+      const kinds = implementations.map(({ contract }) => contract.kind)
+      void noteKinds({ broker, log, signal }, kinds)
       await startWorker(config, { broker, log, signal, implementations, keyring })
     } finally {
       await broker.close()

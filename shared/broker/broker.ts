@@ -75,6 +75,12 @@ export interface Broker {
   stats(kinds: readonly string[]): Promise<KindStats[]>
 
   /**
+   * Notes that tasks of these kinds may come, once when a process starts, and gives kinds that may have tasks: every one that was noted and has some, and perhaps others
+   * that were noted or have some. With none it only gives them.
+   */
+  kinds(noted: readonly string[]): Promise<string[]>
+
+  /**
    * Looks for work that nobody reports, at most `limit` of each: roots whose record has expired, and live tasks that already have a final record, written by a foreign worker.
    * Only looks; goes on from call to call until it has seen everything, then begins anew.
    */

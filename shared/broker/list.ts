@@ -3,10 +3,11 @@ import { InvalidInput, TaskNotFound } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { childId, createdAtOf, FINAL_STATES, LIVE_STATES, type State } from '#shared/task/task.ts'
 import type { Broker, Listed, Place, Stored } from './broker.ts'
+import { unregisteredKinds } from './unregistered.ts'
 import { type Contracts, createdAt, isStep, type TaskView, viewOf } from './view.ts'
 
 export interface ListQuery {
-  /** Left out: all kinds of the registry. */
+  /** Left out: all kinds of the registry, and others of which there are tasks. */
   kind?: string | undefined
   status?: State | undefined
   limit: number
@@ -36,7 +37,7 @@ interface Source {
 export async function listTasks(broker: Broker, contracts: Contracts, query: ListQuery): Promise<Page> {
   const { limit } = query
   const places = decodeCursor(query.cursor, z.record(z.string(), z.array(z.int().min(0)).max(3)), {})
-  const sources = sourcesOf(contracts, query, places)
+  const sources = sourcesOf(await kindsOf(broker, contracts, query), query, places)
   const lists = await Promise.all(sources.map((source) => candidates(broker, source, limit)))
   const taken = merge(lists, limit)
   const isLast = lists.every((list, at) => list.length < limit && taken.counts[at] === list.length)
@@ -77,8 +78,13 @@ export async function listChildren(
   }
 }
 
-function sourcesOf(contracts: Contracts, query: ListQuery, places: Record<string, Place>): Source[] {
-  const kinds = query.kind === undefined ? Object.keys(contracts) : [query.kind]
+async function kindsOf(broker: Broker, contracts: Contracts, { kind }: ListQuery): Promise<string[]> {
+  if (kind !== undefined) return [kind]
+  const registered = Object.keys(contracts)
+  return [...registered, ...(await unregisteredKinds(broker, registered)).map((stats) => stats.kind)]
+}
+
+function sourcesOf(kinds: readonly string[], query: ListQuery, places: Record<string, Place>): Source[] {
   const states = query.status === undefined ? [...LIVE_STATES, ...FINAL_STATES] : [query.status]
   return kinds.flatMap((kind) =>
     states.map((state) => {

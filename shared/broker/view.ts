@@ -17,6 +17,8 @@ export type Contracts = Readonly<Record<string, Contract>>
 export interface TaskView {
   task_id: string
   kind: string | null
+  /** False where this service does not know the kind: its handler was renamed or taken out, or a foreign program did not say it. */
+  registered: boolean
   status: State
   /** Secrets show as `"[sealed]"`. */
   payload: unknown
@@ -77,6 +79,7 @@ function liveView(id: string, live: Live, contracts: Contracts): TaskView {
   return {
     task_id: id,
     kind: live.kind,
+    registered: contract !== undefined,
     status: live.state,
     // Without its contract nobody knows what is secret in it.
     payload: contract ? redact(contract, envelope.payload) : null,
@@ -104,6 +107,7 @@ function finalView(id: string, text: string, contracts: Contracts): TaskView {
   return {
     task_id: id,
     kind: record.kind ?? null,
+    registered: contract !== undefined,
     status,
     payload: contract ? redact(contract, record.payload ?? null) : (record.payload ?? null),
     result: read === null ? text : status === 'succeeded' ? decodeResult(record) : null,

@@ -33,6 +33,11 @@ export function kindKeys(prefix: string, kind: string): string[] {
   ]
 }
 
+/** The set of kinds that were ever registered, in the first partition: no script of tasks needs it. */
+export function kindsKey(prefix: string): string {
+  return `${prefix}tasks:kinds`
+}
+
 /** Channels carry hints, never state: what is lost costs only the wait for the next poll. They are common to all partitions. */
 export const WAKE_CHANNEL = 'tasks:wake'
 export const EVENT_CHANNEL = 'tasks:events'

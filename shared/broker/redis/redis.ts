@@ -4,7 +4,7 @@ import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
 import type { Broker, BrokerOptions, Claim, ClaimRequest, Foreign, Listed, Stored, Swept } from '../broker.ts'
 import { requireTimes } from '../times.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
-import { EVENT_CHANNEL, kindKeys, partitionKeys, WAKE_CHANNEL } from './keys.ts'
+import { EVENT_CHANNEL, kindKeys, kindsKey, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
 import {
   type Arg,
@@ -57,18 +57,24 @@ export function createRedisBroker(
   let closed = false
 
   /** Runs a script on one partition. A call whose answer was lost is sent again with `resent` set: scripts are written so that this is harmless. */
-  async function run(
+  function run(
     script: Script,
     partition: number,
     kinds: readonly string[],
     args: (resent: boolean) => readonly Arg[],
-  ) {
-    const prefix = namespace + (partitions > 1 ? `{${partition}}:` : '')
+  ): Promise<unknown> {
+    const prefix = prefixOf(partition)
     const keys = [...partitionKeys(prefix), ...kinds.flatMap((kind) => kindKeys(prefix, kind))]
+    return send(script, keys, (resent) => [now(), namespace, kinds.length, ...kinds, ...args(resent)])
+  }
+
+  const prefixOf = (partition: number) => namespace + (partitions > 1 ? `{${partition}}:` : '')
+
+  async function send(script: Script, keys: string[], args: (resent: boolean) => Arg[]) {
     const began = performance.now()
     for (let tries = 0; ; tries++) {
       try {
-        return await client.eval(script, keys, [now(), namespace, kinds.length, ...kinds, ...args(tries > 0)])
+        return await client.eval(script, keys, args(tries > 0))
       } catch (error) {
         if (!(error instanceof AnswerLost)) throw error
         const wait = resendAfterMs[tries]
@@ -369,6 +375,8 @@ export function createRedisBroker(
       )
       return kinds.map((kind, k) => parts.map((part) => statsOf(kind, (part as unknown[][])[k] ?? [])).reduce(addStats))
     },
+
+    kinds: async (noted) => (await send(scripts.kinds, [kindsKey(prefixOf(0))], () => [...noted])) as string[],
 
     async sweep(limit) {
       const expired: string[] = []

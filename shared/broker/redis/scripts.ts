@@ -3,6 +3,7 @@ import common from './lua/common.lua' with { type: 'text' }
 import enqueue from './lua/enqueue.lua' with { type: 'text' }
 import extend from './lua/extend.lua' with { type: 'text' }
 import get from './lua/get.lua' with { type: 'text' }
+import kinds from './lua/kinds.lua' with { type: 'text' }
 import list from './lua/list.lua' with { type: 'text' }
 import remove from './lua/remove.lua' with { type: 'text' }
 import reserve from './lua/reserve.lua' with { type: 'text' }
@@ -25,21 +26,22 @@ const WRITING = ['enqueue', 'settle', 'retry', 'remove']
 
 /** The scripts, one for each method of the port that changes or reads the store. `settle` ends with a claim, so it carries that too. */
 export const scripts = {
-  enqueue: script('enqueue', enqueue),
-  claim: script('claim', claim, 'local reply = claim()\nsendWakes()\nreturn reply'),
-  settle: script('settle', claim, settle),
-  extend: script('extend', extend),
-  get: script('get', get),
-  remove: script('remove', remove),
-  reserve: script('reserve', reserve),
-  retry: script('retry', retry),
-  list: script('list', list),
-  stats: script('stats', stats),
-  sweep: script('sweep', sweep),
+  enqueue: script('enqueue', common, enqueue),
+  claim: script('claim', common, claim, 'local reply = claim()\nsendWakes()\nreturn reply'),
+  settle: script('settle', common, claim, settle),
+  extend: script('extend', common, extend),
+  get: script('get', common, get),
+  remove: script('remove', common, remove),
+  reserve: script('reserve', common, reserve),
+  retry: script('retry', common, retry),
+  list: script('list', common, list),
+  stats: script('stats', common, stats),
+  sweep: script('sweep', common, sweep),
+  kinds: script('kinds', kinds),
 }
 
 function script(name: string, ...parts: string[]): Script {
-  const text = [common, ...parts].join('\n')
+  const text = parts.join('\n')
   const hashes = new Map<string, Promise<string>>()
   return {
     name,

@@ -8,6 +8,7 @@ export interface Look {
   get(ids: readonly string[], some: boolean): (Stored | null)[]
   list(query: Parameters<Broker['list']>[0]): Listed[]
   stats(kind: string, now: number): KindStats
+  kinds(): string[]
   expired(now: number, limit: number): string[]
 }
 
@@ -89,6 +90,20 @@ export function createLook(db: Database): Look {
     }
   }
 
+  // Of each index, one step to the next kind: nothing is read of the tasks.
+  const nextKinds = ['position', 'at'].map((column) =>
+    db.prepare<{ kind: string }>(`
+      SELECT kind FROM tasks WHERE kind > ? AND ${column} IS NOT NULL ORDER BY kind LIMIT 1`),
+  )
+
+  function kinds(): string[] {
+    const found = new Set<string>()
+    for (const next of nextKinds) {
+      for (let row = next.get(''); row !== null; row = next.get(row.kind)) found.add(row.kind)
+    }
+    return [...found]
+  }
+
   const selectExpired = db.prepare<{ id: string }>(`
     SELECT id FROM tasks WHERE expires_at <= ? ORDER BY expires_at, seq LIMIT ?`)
 
@@ -96,5 +111,5 @@ export function createLook(db: Database): Look {
     return selectExpired.all(now, Math.max(0, limit)).map((row) => row.id)
   }
 
-  return { get, list, stats, expired }
+  return { get, list, stats, kinds, expired }
 }

@@ -101,6 +101,8 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
 
     stats: (kinds) => read('stats', () => kinds.map((kind) => look.stats(kind, now()))),
 
+    kinds: () => read('kinds', () => look.kinds()),
+
     sweep: (limit) => read('sweep', () => ({ expired: look.expired(now(), limit), foreign: [] })),
 
     subscribe: (kinds, wake) => read('subscribe', () => signals.subscribe(kinds, wake)),

@@ -3,6 +3,7 @@ import { testCancel } from './cancel.ts'
 import { testClaim } from './claim.ts'
 import { testEnqueue } from './enqueue.ts'
 import { testExtend } from './extend.ts'
+import { testKinds } from './kinds.ts'
 import { testList } from './list.ts'
 import { testProperty } from './property.ts'
 import { testRemove } from './remove.ts'
@@ -28,6 +29,7 @@ const PARTS: Record<string, (test: Define) => void> = {
   retry: testRetry,
   list: testList,
   stats: testStats,
+  kinds: testKinds,
   sweep: testSweep,
   'subscribe, watch and emit': testSubscribe,
   semantics: testSemantics,
