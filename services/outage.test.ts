@@ -3,9 +3,12 @@ import { afterEach, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { createApp as createCreator } from '#services/creator/app.ts'
+import { contracts } from '#services/workers/contracts.ts'
 import { createRedisBroker } from '#shared/broker/redis/redis.ts'
 import { createTcpClient } from '#shared/broker/redis/tcp.ts'
 import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
+import { silentLog } from '#shared/runtime/log.ts'
 import { holdResult } from '#shared/test/held-result.ts'
 import { endProcesses, startProcess } from '#shared/test/process.ts'
 import { startRedis } from '#shared/test/redis-server.ts'
@@ -70,6 +73,31 @@ describe('a store that takes no changes: 503 with Retry-After, nothing accepted,
     expect(status).toBe(201)
   }, 30_000)
 })
+
+test('a SQLite file that is locked or deleted is seen by /readyz, and nothing more is acknowledged into one that is gone', async () => {
+  const path = newFile()
+  const broker = createSqliteBroker({ path, busyTimeoutMs: 20 })
+  cleanups.push(() => broker.close())
+  const app = createCreator({ ...{ broker, contracts, keyring: null, auth: null }, managerUrl: '', log: silentLog })
+  const ready = async () => (await app.request('/readyz')).status
+  const headers = { 'Content-Type': 'application/json' }
+  const post = async () => (await app.request('/sum', { method: 'POST', headers, body: '{"num1":1,"num2":2}' })).status
+
+  const other = new Database(path)
+  other.exec('BEGIN IMMEDIATE')
+  expect(await ready()).toBe(503)
+  other.exec('COMMIT')
+  other.close()
+  expect(await ready()).toBe(200)
+
+  expect(await post()).toBe(201)
+  rmSync(path)
+  expect(await ready()).toBe(503)
+  // Those of the first tenth of a second may still be taken.
+  while ((await post()) !== 503);
+  expect(await Promise.all([post(), post(), ready()])).toEqual([503, 503, 503])
+  expect((await app.request('/healthz')).status).toBe(200)
+}, 30_000)
 
 test('a Redis that is silent for longer than a call may take: 503 with Retry-After in time, nothing by halves, and a result in hand is stored once it answers', async () => {
   const redis = await startRedis()

@@ -62,12 +62,16 @@ const STEPS: Record<number, string> = {
 /** Makes the tables of a new file, or brings those of an older one up to date. Throws when a newer Tasker made the file. */
 export function migrate(db: Database): void {
   const version = db.prepare<{ user_version: number }>('PRAGMA user_version')
-  if (version.get()?.user_version === VERSION) return
+  if (version.get()?.user_version === VERSION) {
+    requireOurs(db, VERSION)
+    return
+  }
   db.exec('BEGIN IMMEDIATE')
   try {
     // Asked again under the lock: another process may have made them meanwhile.
     const found = version.get()?.user_version ?? 0
     if (found > VERSION) throw new Error(`The file has layout ${found}; this version of Tasker knows ${VERSION}.`)
+    requireOurs(db, found)
     if (found === 0) db.exec(SCHEMA)
     else for (let next = found + 1; next <= VERSION; next++) db.exec(STEPS[next] ?? '')
     db.exec('COMMIT')
@@ -75,4 +79,16 @@ export function migrate(db: Database): void {
     db.exec('ROLLBACK')
     throw error
   }
+}
+
+/** Columns of every layout. */
+const COLUMNS = ['seq', 'id', 'kind', 'state', 'position', 'at', 'token', 'envelope', 'record']
+
+/** Throws when the file is that of another program: nothing is changed in it, and none of its tables is taken for one of ours. */
+function requireOurs(db: Database, version: number): void {
+  const tables = db.prepare<{ count: number }>('SELECT count(*) AS count FROM sqlite_schema').get()?.count ?? 0
+  if (version === 0 && tables === 0) return
+  const columns = db.prepare<{ name: string }>(`SELECT name FROM pragma_table_info('tasks')`).all()
+  const isOurs = version > 0 && COLUMNS.every((column) => columns.some(({ name }) => name === column))
+  if (!isOurs) throw new Error('The file is one of SQLite, but of another program: its tables are not those of Tasker.')
 }

@@ -1,10 +1,13 @@
+import { resolve } from 'node:path'
 import { createSlices } from '#shared/runtime/slices.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import type { Broker, BrokerOptions } from '../broker.ts'
 import { requireTimes } from '../times.ts'
 import { type Database, openDatabase } from './database.ts'
 import { createEnding } from './ending.ts'
+import { NO_FILES, type OpenFiles, openFiles } from './file.ts'
 import { createLook } from './look.ts'
+import { createProbe, isBusy, rollBack, withoutWaiting } from './probe.ts'
 import { createQueue } from './queue.ts'
 import { migrate } from './schema.ts'
 import { createSignals, type News } from './signals.ts'
@@ -24,7 +27,7 @@ export interface SqliteBrokerOptions extends BrokerOptions {
  */
 export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
   const { path, now = Date.now, busyTimeoutMs = 5_000 } = options
-  const db = open(path, busyTimeoutMs)
+  const { db, files } = open(path, busyTimeoutMs)
   const queue = createQueue(db)
   const ending = createEnding(db, queue)
   const look = createLook(db)
@@ -36,12 +39,12 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
   async function read<T>(operation: string, body: () => T): Promise<T> {
     if (slices.isOver()) await slices.turn()
     if (closed) throw new StoreUnavailable(`The SQLite store is closed: ${operation}.`)
+    files.check()
     return guard(operation, body)
   }
 
   const begin = db.prepare('BEGIN IMMEDIATE')
   const commit = db.prepare('COMMIT')
-  const rollback = db.prepare('ROLLBACK')
 
   function write<T>(operation: string, body: (news: News) => T): Promise<T> {
     return read(operation, () => {
@@ -52,11 +55,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
         result = body(news)
         commit.run()
       } catch (error) {
-        try {
-          rollback.run()
-        } catch {
-          // SQLite has already rolled back after some errors (a full disk); the first error is the one to tell.
-        }
+        rollBack(db)
         throw error
       }
       news.tell()
@@ -65,7 +64,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
   }
 
   const forget = db.prepare('DELETE FROM tasks WHERE id = ? AND record IS NOT NULL')
-  const ping = db.prepare('SELECT 1')
+  const probe = createProbe(db, { files, busyTimeoutMs })
 
   return requireTimes({
     enqueue: (tasks) =>
@@ -114,7 +113,14 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
         for (const { id, chunk } of chunks) signals.emit({ type: 'chunk', id, chunk })
       }),
 
-    ping: () => read('ping', () => void ping.get()),
+    async ping() {
+      try {
+        await read('ping', probe)
+      } catch (error) {
+        if (closed) throw new StoreUnavailable('The SQLite store is closed: ping.')
+        throw told('ping', error)
+      }
+    },
 
     async close() {
       if (closed) return
@@ -125,16 +131,35 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
   })
 }
 
-function open(path: string, busyTimeoutMs: number): Database {
+function open(path: string, busyTimeoutMs: number): { db: Database; files: OpenFiles } {
   let db: Database | undefined
   try {
     db = openDatabase(path, busyTimeoutMs)
     migrate(db)
-    return db
+    requireWritable(db, busyTimeoutMs)
+    return { db, files: path === ':memory:' ? NO_FILES : openFiles(path) }
   } catch (error) {
     db?.close()
     const reason = error instanceof Error ? error.message : String(error)
-    throw new StoreUnavailable(`The SQLite store ${path} could not be opened: ${reason}`, { cause: error })
+    const what = `The SQLite store ${path === ':memory:' ? path : resolve(path)} could not be opened: ${reason.replace(/\.$/, '')}`
+    throw new StoreUnavailable(
+      `${what}. TASKER_DB names the file: this user must be able to write it and its folder.`,
+      {
+        cause: error,
+      },
+    )
+  }
+}
+
+/** Fails where the file can only be read. That another process is writing just now is no reason. */
+function requireWritable(db: Database, busyTimeoutMs: number): void {
+  try {
+    withoutWaiting(db, busyTimeoutMs, () => {
+      db.exec('BEGIN IMMEDIATE')
+      db.exec('ROLLBACK')
+    })
+  } catch (error) {
+    if (!isBusy(error)) throw error
   }
 }
 
@@ -143,8 +168,13 @@ function guard<T>(operation: string, body: () => T): T {
   try {
     return body()
   } catch (error) {
-    const code = error instanceof Error && 'code' in error ? String(error.code) : ''
-    if (!code.startsWith('SQLITE_')) throw error
-    throw new StoreUnavailable(`The SQLite store could not ${operation}: ${code}.`, { cause: error })
+    throw told(operation, error)
   }
+}
+
+function told(operation: string, error: unknown): unknown {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  // Those of SQLite, and of the file system.
+  if (!/^(SQLITE_|E[A-Z]+$)/.test(code)) return error
+  return new StoreUnavailable(`The SQLite store could not ${operation}: ${code}.`, { cause: error })
 }
