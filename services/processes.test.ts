@@ -94,18 +94,51 @@ describe('everything in one process on SQLite', () => {
     expect(await second.ended).toBe(0)
   }, 60_000)
 
-  test('stops cleanly on Ctrl-C, and keeps what was queued', async () => {
-    const { env, creator, manager } = await ports()
-    const settings = { ...env, TASKER_DB: join(tempDir(), 'tasker.db'), WORKER_KINDS: 'sum' }
-    const first = startProcess('services/dev.ts', settings)
-    await first.prints('Working.')
-    const id = await create(creator, '/sequence', { n: 2 })
-    first.kill('SIGINT')
-    expect(await first.ended).toBe(0)
-    const second = startProcess('services/dev.ts', { ...settings, WORKER_KINDS: '' })
-    await second.prints('Working.')
-    expect(await get(manager, id, 10)).toMatchObject({ result: 3 })
-  }, 30_000)
+  test.each(['SIGINT', 'SIGHUP'] as const)(
+    'stops cleanly on %s, and keeps what was queued',
+    async (signal) => {
+      const { env, creator, manager } = await ports()
+      const settings = { ...env, TASKER_DB: join(tempDir(), 'tasker.db'), WORKER_KINDS: 'sum' }
+      const first = startProcess('services/dev.ts', settings)
+      await first.prints('Working.')
+      const id = await create(creator, '/sequence', { n: 2 })
+      first.kill(signal)
+      expect(await first.ended).toBe(0)
+      const second = startProcess('services/dev.ts', { ...settings, WORKER_KINDS: '' })
+      await second.prints('Working.')
+      expect(await get(manager, id, 10)).toMatchObject({ result: 3 })
+    },
+    30_000,
+  )
+
+  test.each(['SIGTERM', 'SIGHUP'] as const)(
+    'a worker gives back on %s what it has not ended, and that is no attempt',
+    async (signal) => {
+      const asked = Promise.withResolvers<void>()
+      const provider = Bun.serve({
+        ...{ port: 0, hostname: '127.0.0.1' },
+        fetch() {
+          asked.resolve()
+          return new Promise<Response>(() => {})
+        },
+      })
+      cleanups.push(() => provider.stop(true))
+      const { env, creator, manager } = await ports()
+      const settings = { ...env, TASKER_DB: join(tempDir(), 'tasker.db') }
+      const services = startProcess('services/dev.ts', { ...settings, WORKER_KINDS: 'sum' })
+      await services.prints('Working.')
+      const worker = startProcess('services/workers/chat/main.ts', {
+        ...{ ...settings, WORKER_GRACE_MS: '0', OPENAI_BASE_URL: `http://127.0.0.1:${provider.port}/v1` },
+      })
+      await worker.prints('Working.')
+      const id = await create(creator, '/chat', { question: 'Why?', api_key: 'sk-hanging' })
+      await asked.promise
+      worker.kill(signal)
+      expect(await worker.ended).toBe(0)
+      expect(await get(manager, id)).toMatchObject({ status: 'queued', attempts: [] })
+    },
+    30_000,
+  )
 
   test('says in one line that a port is busy, or a setting wrong, and exits with 1', async () => {
     const busy = Bun.serve({ port: 0, hostname: '127.0.0.1', fetch: () => new Response() })

@@ -229,6 +229,15 @@ describe('an edge service without tokens', () => {
   )
 })
 
+test('an edge creator that is not told where the manager is sends nobody to localhost', async () => {
+  const { default: edge } = await import('#services/creator/edge.ts')
+  const env = { ...settings({ creator: '', manager: '', workers: {} }), TASKER_OPEN: '1', MANAGER_URL: '' }
+  const { links } = (await (await edge.fetch(new Request('https://creator.example/'), env)).json()) as {
+    links: unknown
+  }
+  expect(links).toEqual({ health: '/healthz', ready: '/readyz' })
+})
+
 describe('across runtimes', () => {
   test('created in workerd over REST, run on Bun over TCP, read on Deno; and the other way round', async () => {
     const { workerd, Deno: deno } = fleets as Record<string, Fleet>

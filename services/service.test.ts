@@ -86,14 +86,16 @@ test('a busy port is told in one line', async () => {
   const busy = Bun.serve({ port: 0, hostname: '127.0.0.1', fetch: () => new Response() })
   const child = start('manager', { MANAGER_PORT: String(busy.port) })
   expect(await child.exited).toBe(1)
-  expect(await new Response(child.stderr).text()).toMatch(/^manager: .*in use.*MANAGER_PORT.*\n$/)
+  expect(await new Response(child.stderr).text()).toMatch(
+    new RegExp(`^manager: port ${busy.port} is in use.*MANAGER_PORT.*\n$`),
+  )
   await busy.stop(true)
 })
 
 test('a store that cannot be opened is told in one line', async () => {
   const child = start('manager', { TASKER_DB: '/dev/null/tasker.db' })
   expect(await child.exited).toBe(1)
-  expect(await new Response(child.stderr).text()).toMatch(/^manager: .*\n$/)
+  expect(await new Response(child.stderr).text()).toMatch(/^manager: .*\/dev\/null\/tasker\.db .*TASKER_DB.*\n$/)
 })
 
 test.each(['creator', 'manager'] as const)('%s on an open address without tokens does not start', async (service) => {
@@ -113,4 +115,25 @@ test('an open address without tokens is warned of when it is meant, and with tok
   const at = url.replace('0.0.0.0', '127.0.0.1')
   expect((await fetch(`${at}/tasks`)).status).toBe(401)
   expect((await fetch(`${at}/tasks`, { headers: { Authorization: 'Bearer abc' } })).status).toBe(200)
+})
+
+test('a key file that cannot be made is named in one line, with the settings that say where it lies', async () => {
+  const child = start('creator', { TASKER_SECRET_FILE: '/dev/null/secret.key' })
+  expect(await child.exited).toBe(1)
+  const text = await new Response(child.stderr).text()
+  expect(text).toMatch(/^creator: .*\/dev\/null\/secret\.key .*TASKER_DB.*TASKER_SECRET_FILE.*\n$/)
+})
+
+test('a creator on every address sends callers to the manager of the host that they called, and says what to set', async () => {
+  const { url, lines } = await listening(
+    start('creator', { HOST: '0.0.0.0', TASKER_TOKENS: 'abc', MANAGER_PORT: '7001' }),
+  )
+  expect(lines).toMatch(/"WARN".*MANAGER_URL/)
+  const created = await fetch(`${url.replace('0.0.0.0', '127.0.0.1')}/sum`, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json', Authorization: 'Bearer abc', Host: 'tasks.example:5000' },
+    body: '{"num1":5,"num2":7}',
+  })
+  expect(created.status).toBe(201)
+  expect(created.headers.get('Location')).toStartWith('http://tasks.example:7001/task/')
 })

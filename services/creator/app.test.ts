@@ -63,6 +63,33 @@ async function setup(options: Partial<CreatorDeps> = {}) {
 const UUID7 = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/
 const TRACE = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'
 
+describe('the address of the manager', () => {
+  const locationOf = async (options: Partial<CreatorDeps>, host: string) => {
+    const { post } = await setup(options)
+    const response = await post('/sum', { num1: 5, num2: 7 }, { Host: host })
+    expect(response.status).toBe(201)
+    return response.headers.get('Location')?.replace(/[^/]*$/, '') ?? null
+  }
+
+  test.each([
+    ['tasks.example', 'http://tasks.example:5001/task/'],
+    ['tasks.example:5000', 'http://tasks.example:5001/task/'],
+    ['192.168.1.7:5000', 'http://192.168.1.7:5001/task/'],
+    ['[fd00::7]:5000', 'http://[fd00::7]:5001/task/'],
+  ])('follows from the host that was called, %s, where it is not known', async (host, expected) => {
+    expect(await locationOf({ managerUrl: null, managerPort: 5001 }, host)).toBe(expected)
+  })
+
+  test('is left out rather than guessed', async () => {
+    expect(await locationOf({ managerUrl: null, managerPort: 5001 }, 'a b/c@d')).toBeNull()
+    expect(await locationOf({ managerUrl: null }, 'tasks.example')).toBeNull()
+  })
+
+  test('is what was set, whatever host was called', async () => {
+    expect(await locationOf({}, 'tasks.example')).toBe('http://manager:5001/task/')
+  })
+})
+
 describe('POST /{kind}', () => {
   test.each([
     ['sum', { num1: 5, num2: 7 }],

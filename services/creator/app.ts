@@ -25,8 +25,9 @@ export interface CreatorDeps {
   contracts: Contracts
   /** Null: kinds with secret fields are refused. */
   keyring: Keyring | null
-  /** Where callers reach the manager, without a slash at the end: for `Location`. */
-  managerUrl: string
+  /** Where callers reach the manager, without a slash at the end: for `Location`. Null: at `managerPort` of the host that they called, or, without that, nobody knows. */
+  managerUrl: string | null
+  managerPort?: number
   log: Log
   /** Null: every request is let in. */
   auth: Auth | null
@@ -57,13 +58,14 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
     maxWeight: MAX_GROUP_CHARS,
   })
   let waitingChars = 0
-  const location = (id: string) => `${managerUrl}/task/${encodeURIComponent(id)}`
+  const managerOf = (c: Context) =>
+    managerUrl ?? (deps.managerPort === undefined ? null : sameHost(c, deps.managerPort))
 
   const app = createBase({
     service: 'creator',
     about: {
       kinds: Object.fromEntries(kinds.map((kind) => [kind, { create: `/${kind}`, batch: `/${kind}/batch` }])),
-      links: { manager: managerUrl, health: '/healthz', ready: '/readyz' },
+      links: { ...(managerUrl === null ? {} : { manager: managerUrl }), health: '/healthz', ready: '/readyz' },
     },
     ...{ log: deps.log, auth: deps.auth, doors: deps.doors },
     ready: () => broker.ping(),
@@ -71,7 +73,8 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
   })
 
   function created(c: Context, task: { id: string; kind: string; status: State; replayed?: boolean }): Response {
-    c.header('Location', location(task.id))
+    const manager = managerOf(c)
+    if (manager !== null) c.header('Location', `${manager}/task/${encodeURIComponent(task.id)}`)
     if (task.replayed) c.header('Idempotent-Replayed', 'true')
     if (wantsText(c)) return c.text(task.id, 201)
     return c.json({ task_id: task.id, kind: task.kind, status: task.status }, 201)
@@ -183,6 +186,12 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
     })
   }
   return app
+}
+
+/** Another port of the host that a request names; null when it names none. */
+function sameHost(c: Context, port: number): string | null {
+  const [, name] = /^([\w.-]+|\[[\da-f:.]+\])(?::\d+)?$/i.exec(c.req.header('Host') ?? '') ?? []
+  return name === undefined ? null : `http://${name}:${port}`
 }
 
 function statusOf(task: NewTask, now: number): State {

@@ -3,7 +3,8 @@ import { contracts } from '#services/workers/contracts.ts'
 import { createAuth } from '#shared/http/auth.ts'
 import { createDoors } from '#shared/http/doors.ts'
 import type { Config } from '#shared/runtime/config.ts'
-import { type Server, serve } from '#shared/runtime/serve.ts'
+import type { Server } from '#shared/runtime/serve.ts'
+import { listen } from '../listen.ts'
 import { createApp } from './app.ts'
 
 /** Starts the manager on its port, over a store that the caller opens and closes. */
@@ -16,7 +17,8 @@ export async function startManager(config: Config, { broker, log, signal }: Serv
     pollMs: config.waitPollMs,
     maxWaiters: config.doors.maxWaiters,
   })
-  const server = await serve({ fetch: app.fetch, host: config.host, port: config.managerPort })
+  const { host, managerPort: port } = config
+  const server = await listen({ fetch: app.fetch, host, port, setting: 'MANAGER_PORT' })
   announce('manager', server, config, log)
   return server
 }

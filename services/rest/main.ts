@@ -1,7 +1,8 @@
 import { createAuth } from '#shared/http/auth.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
-import { type Server, serve } from '#shared/runtime/serve.ts'
+import type { Server } from '#shared/runtime/serve.ts'
+import { listen } from '../listen.ts'
 import { createApp } from './app.ts'
 import { loadRestConfig, type RestConfig } from './config.ts'
 import { openConnection } from './connection.ts'
@@ -22,7 +23,7 @@ export async function startRest(config: RestConfig, log: Log): Promise<Server> {
   }
   const app = createApp({ connection, streams: createStreams(subscriptions), auth, log })
   try {
-    const server = await serve({ fetch: app.fetch, host: config.host, port: config.port })
+    const server = await listen({ fetch: app.fetch, host: config.host, port: config.port, setting: 'REST_PORT' })
     return {
       url: server.url,
       async stop() {
@@ -33,9 +34,6 @@ export async function startRest(config: RestConfig, log: Log): Promise<Server> {
     }
   } catch (error) {
     close()
-    if (error instanceof Error && 'code' in error && error.code === 'EADDRINUSE') {
-      throw new Error(`port ${config.port} is in use by another process: stop that, or set REST_PORT.`)
-    }
     throw error
   }
 }

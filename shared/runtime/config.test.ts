@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'bun:test'
-import { ConfigError, loadConfig } from './config.ts'
+import { ConfigError, loadConfig, managerUrlOf } from './config.ts'
 import { newKey } from './seal.ts'
 
 const problemsOf = (env: Record<string, string>): string => {
@@ -16,7 +16,7 @@ test('nothing set gives the defaults', () => {
     host: '127.0.0.1',
     creatorPort: 5000,
     managerPort: 5001,
-    managerUrl: 'http://localhost:5001',
+    managerUrl: null,
     store: { type: 'sqlite', path: '.tasker/tasker.db' },
     partitions: 1,
     secret: { type: 'file', path: '.tasker/tasker.db.key' },
@@ -73,11 +73,30 @@ test('what is set is read', () => {
 })
 
 test('the address of the manager follows from host and port', () => {
-  expect(loadConfig({ MANAGER_PORT: '7001' }).managerUrl).toBe('http://localhost:7001')
-  expect(loadConfig({ HOST: '0.0.0.0' }).managerUrl).toBe('http://localhost:5001')
-  expect(loadConfig({ HOST: '10.0.0.7' }).managerUrl).toBe('http://10.0.0.7:5001')
-  expect(loadConfig({ HOST: 'fd00::7' }).managerUrl).toBe('http://[fd00::7]:5001')
+  const of = (env: Record<string, string>) => managerUrlOf(loadConfig(env))
+  expect(of({ MANAGER_PORT: '7001' })).toBe('http://localhost:7001')
+  expect(of({ HOST: '10.0.0.7' })).toBe('http://10.0.0.7:5001')
+  expect(of({ HOST: 'fd00::7' })).toBe('http://[fd00::7]:5001')
+  expect(of({ HOST: '0.0.0.0', MANAGER_URL: 'https://tasks.example/' })).toBe('https://tasks.example')
 })
+
+test.each(['0.0.0.0', '::', '[::]'])(
+  'of a manager on %s, which is every address, nobody knows where callers reach it',
+  (HOST) => {
+    expect(managerUrlOf(loadConfig({ HOST }))).toBeNull()
+  },
+)
+
+test.each(['WORKER_KINDS', 'TASKER_TOKENS', 'TASKER_HOSTS', 'TASKER_CORS_ORIGINS', 'TASKER_SECRET', 'WORKER_URLS'])(
+  '%s of commas alone is a mistake, and not taken for unset or for nothing',
+  (name) => {
+    for (const value of [',', ' , ,'])
+      expect(problemsOf({ [name]: value })).toBe(
+        `${name} has commas and nothing between them: name something, or leave it unset`,
+      )
+    expect(() => loadConfig({ [name]: '' })).not.toThrow()
+  },
+)
 
 describe('the store', () => {
   const upstash = { UPSTASH_REDIS_REST_URL: 'https://x.upstash.io', UPSTASH_REDIS_REST_TOKEN: 't' }

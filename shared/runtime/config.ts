@@ -19,8 +19,8 @@ export interface Config {
   readonly host: string
   readonly creatorPort: number
   readonly managerPort: number
-  /** Where callers reach the manager, without a slash at the end. */
-  readonly managerUrl: string
+  /** Where callers reach the manager, without a slash at the end; null when it is not set. See `managerUrlOf`. */
+  readonly managerUrl: string | null
   readonly store: StoreConfig
   readonly partitions: number
   readonly secret: SecretSource
@@ -84,12 +84,16 @@ const httpUrl = z
   .url({ protocol: /^https?$/, error: 'must be a URL that begins with http:// or https://' })
   .transform((url) => url.replace(/\/+$/, ''))
 
-const list = z.string().transform((text) =>
-  text
-    .split(',')
-    .map((entry) => entry.trim())
-    .filter((entry) => entry !== ''),
-)
+const list = z
+  .string()
+  .transform((text) =>
+    text
+      .split(',')
+      .map((entry) => entry.trim())
+      .filter((entry) => entry !== ''),
+  )
+  // An empty text counts as unset: whoever writes commas alone meant something, which must not be taken for nothing.
+  .refine((entries) => entries.length > 0, 'has commas and nothing between them: name something, or leave it unset')
 
 const DAY_MS = 86_400_000
 
@@ -174,7 +178,7 @@ function toConfig(env: z.output<typeof environment>): Config {
     host: env.HOST,
     creatorPort: env.CREATOR_PORT,
     managerPort: env.MANAGER_PORT,
-    managerUrl: env.MANAGER_URL ?? `http://${reachable(env.HOST)}:${env.MANAGER_PORT}`,
+    managerUrl: env.MANAGER_URL ?? null,
     store,
     partitions: env.TASKER_PARTITIONS,
     secret: secretOf(env, store),
@@ -224,7 +228,6 @@ function secretOf(env: z.output<typeof environment>, store: StoreConfig): Secret
 }
 
 function eachIsKey(keys: readonly string[], context: z.RefinementCtx): void {
-  if (keys.length === 0) context.addIssue('names no key')
   keys.forEach((key, index) => {
     if (decodeKey(key) !== null) return
     context.addIssue(`entry ${index + 1} is not 32 bytes in base64: make one with openssl rand -base64 32`)
@@ -248,7 +251,14 @@ function rateLimitAt(host: string) {
   return isLoopback(host) ? null : OUTSIDE_RATE_LIMIT
 }
 
-function reachable(host: string): string {
-  if (isLoopback(host) || host === '0.0.0.0' || host === '::') return 'localhost'
-  return host.includes(':') ? `[${host}]` : host
+/** Where callers reach a manager on the same machine; null when that is not set, and it listens on every address: then only a caller knows by which it came. */
+export function managerUrlOf({ managerUrl, host, managerPort }: Config): string | null {
+  if (managerUrl !== null) return managerUrl
+  if (isEveryAddress(host)) return null
+  const name = isLoopback(host) ? 'localhost' : host.includes(':') ? `[${host}]` : host
+  return `http://${name}:${managerPort}`
+}
+
+function isEveryAddress(host: string): boolean {
+  return /^[0:.[\]]*$/.test(host)
 }

@@ -1,5 +1,5 @@
 import { link, mkdir, open, readFile, unlink } from 'node:fs/promises'
-import { dirname } from 'node:path'
+import { dirname, resolve } from 'node:path'
 import { ConfigError, type SecretSource } from './config.ts'
 import { createKeyring, decodeKey, type Keyring, newKey } from './seal.ts'
 
@@ -31,7 +31,7 @@ export async function loadOrCreateKey(path: string): Promise<string> {
  * The keyring that the configuration names; null when there is none, and kinds with secrets cannot be created or run. A random key is another at
  * each call: parts of one process that share tasks must share the keyring.
  *
- * @throws ConfigError when the file holds something else than keys.
+ * @throws ConfigError when the file can be neither read nor made, or holds something else than keys.
  */
 export async function openKeyring(source: SecretSource): Promise<Keyring | null> {
   switch (source.type) {
@@ -47,7 +47,13 @@ export async function openKeyring(source: SecretSource): Promise<Keyring | null>
 }
 
 async function fromFile(path: string): Promise<Keyring> {
-  const keys = (await loadOrCreateKey(path)).split(',').map((key) => key.trim())
+  const text = await loadOrCreateKey(path).catch((error: unknown) => {
+    const reason = error instanceof Error ? error.message : String(error)
+    throw new ConfigError([
+      `The key file ${resolve(path)} can be neither read nor made (${reason}). It lies beside TASKER_DB, or where TASKER_SECRET_FILE says: this user must be able to write it and its folder.`,
+    ])
+  })
+  const keys = text.split(',').map((key) => key.trim())
   if (keys.some((key) => decodeKey(key) === null)) {
     throw new ConfigError([`The key file ${path} must hold keys of 32 bytes in base64, comma-separated.`])
   }

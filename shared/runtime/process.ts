@@ -1,7 +1,8 @@
+import { readFileSync } from 'node:fs'
 import { ConfigError } from './config.ts'
 
 /**
- * Runs an entry point: its signal aborts on SIGTERM or SIGINT, and a second such signal ends the process at once. What the entry point throws
+ * Runs an entry point: its signal aborts on SIGTERM, SIGINT or SIGHUP, and a second SIGTERM or SIGINT ends the process at once. What the entry point throws
  * is told in one line on stderr (each setting that is wrong on its own), and the exit code is 1. The one place that handles process signals.
  */
 export async function runMain(name: string, main: (signal: AbortSignal) => Promise<void>): Promise<void> {
@@ -10,8 +11,11 @@ export async function runMain(name: string, main: (signal: AbortSignal) => Promi
     if (controller.signal.aborted) process.exit(1)
     controller.abort()
   }
+  // A terminal that closes may send it twice, and systemd right after SIGTERM: that is no second request. Whoever started this with nohup wants none of it.
+  const hangUp = () => controller.abort()
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
+  if (!ignoresHangUp()) process.on('SIGHUP', hangUp)
   try {
     await main(controller.signal)
   } catch (error) {
@@ -20,6 +24,7 @@ export async function runMain(name: string, main: (signal: AbortSignal) => Promi
   } finally {
     process.off('SIGTERM', stop)
     process.off('SIGINT', stop)
+    process.off('SIGHUP', hangUp)
   }
 }
 
@@ -35,11 +40,18 @@ export function aborted(signal: AbortSignal): Promise<void> {
   return new Promise((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
 }
 
+/** Whether SIGHUP was ignored when the process started, as nohup has it; only Linux tells. */
+function ignoresHangUp(): boolean {
+  try {
+    const [, mask = '0'] = /^SigIgn:\s*(\w+)$/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? []
+    return (BigInt(`0x${mask}`) & 1n) === 1n
+  } catch {
+    return false
+  }
+}
+
 function messageOf(error: unknown): string {
   if (error instanceof ConfigError || !(error instanceof Error))
     return String(error instanceof Error ? error.message : error)
-  if ('code' in error && error.code === 'EADDRINUSE') {
-    return 'its port is in use by another process: stop that, or set CREATOR_PORT or MANAGER_PORT.'
-  }
   return error.message.split('\n')[0] ?? ''
 }

@@ -5,7 +5,7 @@
 import { createApp as createCreator } from '#services/creator/app.ts'
 import { createApp as createManager } from '#services/manager/app.ts'
 import { openBroker } from '#shared/broker/open.ts'
-import { loadConfig } from '#shared/runtime/config.ts'
+import { loadConfig, managerUrlOf } from '#shared/runtime/config.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
 import { serve } from '#shared/runtime/serve.ts'
@@ -25,7 +25,8 @@ await runMain(role, async (signal) => {
   const store = await openBroker(config.store, { partitions: config.partitions, log, now: clock.now })
   const broker = noteEnds(store, process.env['CHAOS_ENDS'] ?? '/dev/null')
   const servers = []
-  const { host, managerUrl } = config
+  const { host } = config
+  const managerUrl = managerUrlOf(config)
   const shared = { broker, log, contracts: chaosContracts, auth: null }
   if (has('creator')) {
     const app = createCreator({ ...shared, keyring: null, managerUrl, now: clock.now })
