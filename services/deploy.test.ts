@@ -1,11 +1,14 @@
 import { describe, expect, test } from 'bun:test'
-import { existsSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, mkdtempSync, rmSync, utimesSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
 import { parse } from 'yaml'
 import { loadRestConfig } from '#services/rest/config.ts'
 import { loadConfig, managerUrlOf } from '#shared/runtime/config.ts'
+import { freePort } from '#shared/test/process.ts'
 import { settingsOf } from '#shared/test/settings.ts'
 import { contracts } from './workers/contracts.ts'
+import { BEAT_MS } from './workers/health.ts'
 
 interface ComposeService {
   image: string
@@ -17,6 +20,8 @@ interface ComposeService {
   ports?: string[]
   healthcheck?: { test: string[] }
   restart: string
+  mem_limit?: string
+  logging?: unknown
   read_only?: boolean
   tmpfs?: string[]
   cap_drop?: string[]
@@ -110,11 +115,73 @@ describe('docker-compose.yml', () => {
     expect(await check()).toBe(1)
   })
 
-  test('Redis keeps what it acknowledged', () => {
+  test('Redis keeps what it acknowledged, and refuses rather than evicts', () => {
     const { redis } = compose.services
-    expect(redis).toMatchObject({ image: 'redis:7-alpine', command: ['redis-server', '--appendonly', 'yes'] })
+    expect(redis?.image).toBe('redis:7-alpine')
+    expect(redis?.command?.map((word) => withDefault(word))).toEqual([
+      ...['redis-server', '--appendonly', 'yes', '--maxmemory', '512mb', '--maxmemory-policy', 'noeviction'],
+    ])
     expect(redis?.volumes).toEqual(['redis:/data'])
     expect(Object.keys(compose.volumes).sort()).toEqual(['redis', 'secret'])
+  })
+
+  test.each(Object.entries(compose.services))(
+    '%s has a health check, a limit of memory and logs that do not grow',
+    (name, service) => {
+      expect(service.healthcheck?.test[0]).toStartWith('CMD')
+      expect(withDefault(service.mem_limit ?? '')).toBe(name === 'redis' ? '1g' : '512m')
+      expect(service.logging).toEqual({ driver: 'json-file', options: { 'max-size': '10m', 'max-file': '3' } })
+    },
+  )
+
+  test.each([
+    ['+PONG', 0],
+    ['-NOAUTH Authentication required.', 1],
+    ['-LOADING Redis is loading the dataset in memory', 1],
+    ['-MASTERDOWN Link with MASTER is down', 1],
+  ])('Redis that answers %s to a ping ends its check with %d', async (reply, code) => {
+    const answer = { data: (socket: Bun.Socket) => void socket.write(`${reply}\r\n`) }
+    const server = Bun.listen({ hostname: '127.0.0.1', port: 0, socket: answer })
+    expect(await check(compose.services['redis'], ['redis-cli', `redis-cli -p ${server.port}`])).toBe(code)
+    server.stop(true)
+  })
+
+  test('Redis that is not there ends its check with an error', async () => {
+    expect(await check(compose.services['redis'], ['redis-cli', `redis-cli -p ${await freePort()}`])).not.toBe(0)
+  })
+
+  test.each(ours.filter(([name]) => name.startsWith('worker-')))(
+    '%s is healthy while it writes its file',
+    async (_, service) => {
+      const folder = mkdtempSync(join(tmpdir(), 'tasker-compose-'))
+      const file = join(folder, 'healthy')
+      const path = service.environment?.['WORKER_HEALTH_FILE'] ?? ''
+      expect(service.tmpfs).toEqual([dirname(path)])
+      expect(await check(service, [path, file])).not.toBe(0)
+      await Bun.write(file, 'well')
+      expect(await check(service, [path, file])).toBe(0)
+      // One that was written three beats ago.
+      const then = Date.now() / 1_000 - (3 * BEAT_MS) / 1_000
+      utimesSync(file, then, then)
+      expect(await check(service, [path, file])).not.toBe(0)
+      rmSync(folder, { recursive: true })
+    },
+  )
+
+  test('who stands behind a proxy can set all that this takes', () => {
+    for (const name of ['creator', 'manager']) {
+      const settings = Object.keys(compose.services[name]?.environment ?? {})
+      expect(settings).toEqual(
+        expect.arrayContaining([
+          'TASKER_HOSTS',
+          'TASKER_TOKENS',
+          'TASKER_TRUST_PROXY',
+          'TASKER_CORS_ORIGINS',
+          'TASKER_RATE_LIMIT',
+        ]),
+      )
+    }
+    expect(compose.services['creator']?.environment).toHaveProperty('MANAGER_URL')
   })
 })
 
@@ -136,30 +203,28 @@ describe('Dockerfile', () => {
     expect(sources.filter((source) => !ignore.includes(`!${source}`))).toEqual([])
   })
 
-  test('every service finds all that it imports in the image', async () => {
-    const ignored = (await read('.dockerignore'))
-      .split('\n')
-      .filter((line) => /^\w/.test(line) || line.startsWith('**/'))
+  test('has what its services import, and nothing else: no test, no fuzz, nothing of the edge', async () => {
+    const rules = (await read('.dockerignore')).split('\n').filter((line) => line !== '' && !line.startsWith('#'))
+    const files = [...new Bun.Glob('{services,shared}/**').scanSync({ cwd: root, dot: true })]
+    const copied = files.filter((path) => isCopied(path, rules))
+    const entries = ours.map(([, { build }]) => `services/${build?.args.SERVICE}/main.ts`)
+    const needed = new Set([...entries, 'services/workers/main.ts'])
+    for (const path of needed) for (const one of await importsOf(path)) needed.add(one)
+    expect([...needed].filter((path) => !copied.includes(path))).toEqual([])
+    expect(copied.filter((path) => !needed.has(path))).toEqual([])
+    expect(copied).toEqual(expect.arrayContaining(['services/creator/app.ts', 'shared/broker/redis/lua/claim.lua']))
+    expect(isCopied('services/fuzz/main.ts', rules)).toBe(false)
+    expect(isCopied('shared/broker/list.test.ts', rules)).toBe(false)
+  })
+
+  test('no service imports what is for development alone', async () => {
     const entrypoints = ours.map(([, { build }]) => join(root, 'services', String(build?.args.SERVICE), 'main.ts'))
     const loaded: string[] = []
-    const { success } = await Bun.build({
-      entrypoints,
-      target: 'bun',
-      plugins: [
-        {
-          name: 'record',
-          setup(build) {
-            build.onLoad({ filter: /./ }, ({ path }) => void loaded.push(path.slice(root.length + 1)))
-          },
-        },
-      ],
-    })
-    expect(success).toBe(true)
-    expect(loaded).toEqual(expect.arrayContaining(['services/creator/app.ts', 'shared/broker/redis/lua/claim.lua']))
-    const globs = ignored.flatMap((pattern) => [new Bun.Glob(pattern), new Bun.Glob(`${pattern}/**`)])
-    const sources = loaded.filter((path) => !path.startsWith('node_modules/'))
-    expect(sources.filter((path) => globs.some((glob) => glob.match(path)))).toEqual([])
-    expect(sources.filter((path) => !/^(services|shared)\//.test(path))).toEqual([])
+    const record: Bun.BunPlugin = {
+      name: 'record',
+      setup: (build) => void build.onLoad({ filter: /./ }, ({ path }) => void loaded.push(path.slice(root.length + 1))),
+    }
+    expect((await Bun.build({ entrypoints, target: 'bun', plugins: [record] })).success).toBe(true)
     const { devDependencies } = JSON.parse(await read('package.json')) as { devDependencies: Record<string, string> }
     const development = Object.keys(devDependencies).map((name) => `node_modules/${name}/`)
     expect(loaded.filter((path) => development.some((folder) => path.startsWith(folder)))).toEqual([])
@@ -171,9 +236,33 @@ describe('Dockerfile', () => {
   })
 })
 
+/** Runs a health check as Docker does, with one word of it replaced, and gives its exit code. */
+function check(service: ComposeService | undefined, [word, by]: [string, string]): Promise<number> {
+  const [kind, command = ''] = service?.healthcheck?.test ?? []
+  expect(kind).toBe('CMD-SHELL')
+  const script = command.replaceAll('$$', '$').replaceAll(word, by)
+  return Bun.spawn(['sh', '-c', script], { stdout: 'ignore', stderr: 'ignore' }).exited
+}
+
 /** What compose makes of `${NAME:-default}` when nothing is set. */
+function withDefault(text: string): string {
+  return text.replace(/\$\{\w+:-([^}]*)\}/, '$1')
+}
+
 function withDefaults(environment: Record<string, string> = {}): Record<string, string> {
-  return Object.fromEntries(
-    Object.entries(environment).map(([name, value]) => [name, value.replace(/\$\{\w+:-([^}]*)\}/, '$1')]),
-  )
+  return Object.fromEntries(Object.entries(environment).map(([name, value]) => [name, withDefault(value)]))
+}
+
+/** As Docker reads .dockerignore: of the rules that name a file or a folder above it, the last counts. */
+function isCopied(path: string, rules: readonly string[]): boolean {
+  const parts = path.split('/')
+  const above = parts.map((_, i) => parts.slice(0, i + 1).join('/'))
+  const last = rules.findLast((rule) => above.some((one) => new Bun.Glob(rule.replace(/^!/, '')).match(one)))
+  return last === undefined || last.startsWith('!')
+}
+
+/** Files of ours that a file names: imports, those of types too, and what it starts in a thread of its own. */
+async function importsOf(path: string): Promise<string[]> {
+  const names = [...(await read(path)).matchAll(/(?:\b(?:from |import\(|import )'(?=[.#])|\bnew URL\(')([^':]+)'/g)]
+  return names.map(([, name = '']) => (name.startsWith('#') ? name.slice(1) : join(dirname(path), name)))
 }

@@ -11,6 +11,7 @@ import type { Implementation } from '#shared/worker/implement.ts'
 import { runnable } from '#shared/worker/keys.ts'
 import { createWorker } from '#shared/worker/worker.ts'
 import { noteKinds } from '../kinds.ts'
+import { keepHealthFile } from './health.ts'
 
 /** How long what runs beside a worker may take to stop, when the worker has ended by an error that nobody foresaw. */
 const END_MS = 800
@@ -61,7 +62,11 @@ export function runWorker(implementationsOf: (config: Config) => readonly Implem
       const keyring = await openKeyring(config.secret)
       const kinds = implementations.map(({ contract }) => contract.kind)
       void noteKinds({ broker, log, signal }, kinds)
-      await startWorker(config, { broker, log, signal, implementations, keyring })
+      const { workerHealthFile: file } = config
+      await Promise.all([
+        startWorker(config, { broker, log, signal, implementations, keyring }),
+        file === null ? null : keepHealthFile(file, { broker, log, signal }),
+      ])
     } finally {
       await broker.close()
     }

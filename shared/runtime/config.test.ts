@@ -32,6 +32,7 @@ test('nothing set gives the defaults', () => {
     workerSweepMs: 1_000,
     waitPollMs: 1_000,
     workerGraceMs: 10_000,
+    workerHealthFile: null,
     drain: { token: null, maxMs: 25_000, maxTasks: 10_000, maxRequests: 45 },
     workerUrls: {},
     openai: { baseUrl: null, model: 'gpt-6-luna' },

@@ -39,6 +39,8 @@ export interface Config {
   readonly waitPollMs: number
   /** How long running tasks may go on after a worker was told to stop. */
   readonly workerGraceMs: number
+  /** A file that a worker process writes while it is well; null: none. */
+  readonly workerHealthFile: string | null
   /** For workers that are called instead of waiting: what `POST /drain` asks for, and where it stops. */
   readonly drain: {
     readonly token: string | null
@@ -136,6 +138,7 @@ const environment = z.object({
   WORKER_POLL_MS: whole(10, DAY_MS).optional(),
   WORKER_SWEEP_MS: whole(10, DAY_MS).optional(),
   WORKER_GRACE_MS: whole(0, DAY_MS).default(10_000),
+  WORKER_HEALTH_FILE: z.string().optional(),
   DRAIN_TOKEN: z.string().optional(),
   DRAIN_MAX_MS: whole(100, DAY_MS).default(25_000),
   DRAIN_MAX_TASKS: whole(1, 1_000_000).default(10_000),
@@ -200,6 +203,7 @@ function toConfig(env: z.output<typeof environment>): Config {
     workerSweepMs: env.WORKER_SWEEP_MS ?? PACE[store.type].sweepMs,
     waitPollMs: PACE[store.type].waitPollMs,
     workerGraceMs: env.WORKER_GRACE_MS,
+    workerHealthFile: env.WORKER_HEALTH_FILE ?? null,
     drain: {
       token: env.DRAIN_TOKEN ?? null,
       maxMs: env.DRAIN_MAX_MS,
