@@ -1,4 +1,4 @@
-import { closeSync, openSync, readSync, statfsSync, statSync } from 'node:fs'
+import { statfsSync, statSync } from 'node:fs'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 
 /** How often a store that is busy looks whether its files are still there, in ms: what is acknowledged into a file that was deleted was acknowledged no longer than this after. */
@@ -11,12 +11,13 @@ const LEAST_FREE = 2 * 1024 * 1024
 export interface OpenFiles {
   /** Looks whether they are still the same, if it has not done so for `LOOK_AT_FILES_MS`: so nothing of it is felt when calls are many, and a call after a pause always looks. */
   check(): void
-  /** Looks at once, whether the file still begins as one of SQLite's, and whether there are so many bytes of room on its disk. */
+  /** Looks at once, and whether there are so many bytes of room on the disk. */
   inspect(leastFree?: number): void
 }
 
 /**
- * The files behind an open database: SQLite goes on writing into a file that was deleted or replaced, and what it writes there is lost.
+ * The files behind an open database: SQLite goes on writing into a file that was deleted or replaced, and what it writes there is lost. They are never opened here: to close
+ * any descriptor of a file drops the locks that this process, and SQLite in it, holds on that, and another process would take itself for the last and delete the log.
  *
  * @param clock Milliseconds of a clock that only goes forward.
  * @throws StoreUnavailable from its methods, when a file is gone or another one.
@@ -48,9 +49,6 @@ export function openFiles(path: string, clock: () => number = () => performance.
     },
     inspect(leastFree = LEAST_FREE) {
       look()
-      if (beginningOf(path) !== MAGIC) {
-        throw new StoreUnavailable(`The file ${path} is damaged: it does not begin as a file of SQLite.`)
-      }
       const { bavail, bsize, blocks } = statfsSync(path)
       // Some file systems do not tell.
       if (blocks > 0 && bavail * bsize < leastFree) throw new StoreUnavailable(`The disk of ${path} is full.`)
@@ -61,21 +59,8 @@ export function openFiles(path: string, clock: () => number = () => performance.
 /** In memory there are none. */
 export const NO_FILES: OpenFiles = { check: () => undefined, inspect: () => undefined }
 
-const MAGIC = 'SQLite format 3\0'
-
 /** Device and inode; null when there is no such file. */
 function identityOf(path: string): string | null {
   const found = statSync(path, { bigint: true, throwIfNoEntry: false })
   return found ? `${found.dev}:${found.ino}` : null
-}
-
-function beginningOf(path: string): string {
-  const file = openSync(path, 'r')
-  try {
-    const bytes = new Uint8Array(MAGIC.length)
-    readSync(file, bytes, 0, bytes.length, 0)
-    return new TextDecoder('latin1').decode(bytes)
-  } finally {
-    closeSync(file)
-  }
 }

@@ -141,13 +141,13 @@ function open(path: string, busyTimeoutMs: number): { db: Database; files: OpenF
   } catch (error) {
     db?.close()
     const reason = error instanceof Error ? error.message : String(error)
-    const what = `The SQLite store ${path === ':memory:' ? path : resolve(path)} could not be opened: ${reason.replace(/\.$/, '')}`
-    throw new StoreUnavailable(
-      `${what}. TASKER_DB names the file: this user must be able to write it and its folder.`,
-      {
-        cause: error,
-      },
-    )
+    const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+    // Of the file system, and what SQLite makes of that.
+    const isDenied = /^(E[A-Z]+|SQLITE_(CANTOPEN|READONLY|PERM|IOERR)\w*)$/.test(code)
+    const hint = isDenied ? ', and this user must be able to write it and its folder' : ''
+    const what = `The SQLite store ${path === ':memory:' ? path : resolve(path)} could not be opened`
+    const message = `${what}: ${reason.replace(/\.$/, '')}. TASKER_DB names the file${hint}.`
+    throw new StoreUnavailable(message, { cause: error })
   }
 }
 
