@@ -219,7 +219,9 @@ describe('docs/deploy', () => {
   })
 
   test.each(pages)('%s names only settings that something reads', (page) => {
-    const known = new Set([...settingsOf(loadConfig), ...settingsOf(loadRestConfig), 'SERVICE'])
+    // Compose reads some of its own.
+    const ofCompose = Array.from(read('docker-compose.yml').matchAll(/\$\{(\w+):-/g), ([, name = '']) => name)
+    const known = new Set([...settingsOf(loadConfig), ...settingsOf(loadRestConfig), ...ofCompose, 'SERVICE'])
     const pattern = /\b(?:TASKER|WORKER|DRAIN|UPSTASH|REDIS|REST|OPENAI|CREATOR|MANAGER|LOG)_[A-Z_]*[A-Z]\b/g
     const named = Array.from(read(page).matchAll(pattern), ([name]) => name)
     expect(named.length).toBeGreaterThan(0)
