@@ -77,7 +77,7 @@ export function refuseOpen(request: Request, { config, log }: Pick<Invocation, '
   const { pathname } = new URL(request.url)
   if (config.tokens.length > 0 || config.doors.open || pathname === '/healthz') return null
   log.error('Anybody may use this service: set TASKER_TOKENS, or TASKER_OPEN=1 if that is meant.', { path: pathname })
-  return problemResponse(new Problem('not_guarded', 'The service is not set up: see its log.'), pathname)
+  return problemResponse(new Problem('not_guarded', 'The service is not set up: see its log.'), request.url)
 }
 
 /** Answers for a service that is not set up: the log tells whoever runs it what is missing, the caller learns no more than that. */
@@ -87,8 +87,8 @@ export function misconfigured(error: unknown): Response {
   return problemResponse(new Problem('misconfigured', 'The service is not set up: see its log.'))
 }
 
-function problemResponse(error: Problem, instance?: string): Response {
-  const { status, headers, body } = problemAnswer(error, instance)
+function problemResponse(error: Problem, url?: string): Response {
+  const { status, headers, body } = problemAnswer(error, url)
   const safe = { 'Cache-Control': 'no-store', 'X-Content-Type-Options': 'nosniff' }
   return new Response(body, { status, headers: { ...headers, ...safe } })
 }

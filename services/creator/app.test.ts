@@ -3,6 +3,7 @@ import * as z from 'zod'
 import { contracts } from '#services/workers/contracts.ts'
 import type { Broker } from '#shared/broker/broker.ts'
 import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
+import { cancelTree } from '#shared/broker/tree.ts'
 import { createAuth } from '#shared/http/auth.ts'
 import { MAX_BODY } from '#shared/http/body.ts'
 import { nextTurn } from '#shared/runtime/clock.ts'
@@ -12,6 +13,7 @@ import { defineTask } from '#shared/task/define.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
 import type { Envelope } from '#shared/task/task.ts'
 import { type CreatorDeps, createApp } from './app.ts'
+import { idOfKey } from './idempotency.ts'
 
 const NOW = Date.UTC(2026, 0, 1)
 const opened: Broker[] = []
@@ -242,6 +244,55 @@ describe('refusals, after which nothing is queued', () => {
     expect(await counts()).toBe(0)
   })
 
+  const errorsOf = async (response: Response) => {
+    expect(response.status).toBe(422)
+    return ((await response.json()) as { errors: { path: string; message: string }[] }).errors
+  }
+
+  test('an unknown field beside the payload is a 422 that names it and shows where options go', async () => {
+    const { post, counts } = await setup()
+    const errors = await errorsOf(await post('/sum', { payload: { num1: 1, num2: 2 }, priority: 'high', prio: 1 }))
+    expect(errors.map(({ path }) => path)).toEqual(['priority', 'prio'])
+    for (const { message } of errors) expect(message).toContain('{"payload": {…}, "options": {…}}')
+    expect(await counts()).toBe(0)
+  })
+
+  test('options, or a payload, beside the fields of a payload are a 422 that shows the wrapped form', async () => {
+    const { post, counts } = await setup()
+    for (const [path, body] of [
+      ['options', { num1: 1, num2: 2, options: { priority: 'high' } }],
+      ['payload', { num1: 1, num2: 2, payload: { num1: 3, num2: 4 } }],
+      ['payload', { num1: 1, num2: 2, payload: {}, options: {} }],
+    ] as const) {
+      const [error] = await errorsOf(await post('/sum', body))
+      expect(error).toEqual({ path, message: expect.stringContaining('{"payload": {…}, "options": {…}}') })
+    }
+    expect(await counts()).toBe(0)
+  })
+
+  test('fields that the schema of a kind has are its own, whatever they are called', async () => {
+    const odd = defineTask({
+      ...{ kind: 'odd', description: 'Has fields named like those of the body.', output: z.null() },
+      input: z.object({ options: z.string(), payload: z.number().optional() }),
+    })
+    const { post, envelopeOf } = await setup({ contracts: { odd } })
+    for (const body of [{ options: 'a', payload: 1 }, { options: 'a' }, { payload: { options: 'a' }, options: {} }]) {
+      const response = await post('/odd', body)
+      expect(response.status).toBe(201)
+      const { task_id } = (await response.json()) as { task_id: string }
+      expect(await envelopeOf(task_id)).toMatchObject({ payload: { options: 'a' } })
+    }
+  })
+
+  test('an unknown query parameter is a 422 that names it', async () => {
+    const { post, counts } = await setup()
+    for (const path of ['/sum?delay_ms=5', '/sum/batch?delay_ms=5']) {
+      const body = path === '/sum?delay_ms=5' ? { num1: 1, num2: 2 } : { payloads: [{ num1: 1, num2: 2 }] }
+      expect(await errorsOf(await post(path, body))).toMatchObject([{ path: 'delay_ms' }])
+    }
+    expect(await counts()).toBe(0)
+  })
+
   test('an unknown kind is a 404 that names the kinds, whatever its name', async () => {
     const { post } = await setup()
     for (const path of ['/nope', '/__proto__', '/constructor', '/toString', '/nope/batch', '/']) {
@@ -451,6 +502,34 @@ describe('Idempotency-Key', () => {
     expect(await conflict.json()).toMatchObject({ detail: expect.stringContaining(id) })
     const replayed = await post('/sum', { num1: 1, num2: 2 }, key)
     expect(await replayed.json()).toEqual({ task_id: id, kind: 'sum', status: 'succeeded' })
+  })
+
+  test('other options are a 409, also when the first task has ended; the same, or their defaults, are the same task', async () => {
+    const { post, broker } = await setup()
+    const payload = { num1: 1, num2: 2 }
+    const create = async (name: string, options: object) =>
+      (await post('/sum', { payload, options }, { 'Idempotency-Key': name })).status
+    const each = [{ delay_ms: 5 }, { run_at: NOW + 5 }, { priority: 'low' }, { timeout_ms: 9 }, { max_attempts: 1 }]
+    for (const options of [...each, { retention_s: 0 }, { max_attempts: 1, timeout_ms: 9 }]) {
+      const name = JSON.stringify(options)
+      expect([options, await create(name, options)]).toEqual([options, 201])
+      expect([options, await create(name, Object.fromEntries(Object.entries(options).toReversed()))]).toEqual([
+        options,
+        201,
+      ])
+      expect([options, await create(name, {})]).toEqual([options, 409])
+      expect([options, await create(name, { ...options, priority: 'high' })]).toEqual([options, 409])
+      expect([
+        options,
+        (await post('/sum', { payload: { num1: 1, num2: 3 }, options }, { 'Idempotency-Key': name })).status,
+      ]).toEqual([options, 409])
+    }
+    expect(await create('plain', {})).toBe(201)
+    expect(await create('plain', { priority: 'normal', delay_ms: 0 })).toBe(201)
+    expect(await create('plain', { max_attempts: 1 })).toBe(409)
+    await cancelTree({ broker, contracts, now: () => NOW }, await idOfKey('sum', '{"max_attempts":1}'))
+    expect(await create('{"max_attempts":1}', { max_attempts: 1 })).toBe(201)
+    expect(await create('{"max_attempts":1}', { max_attempts: 2 })).toBe(409)
   })
 
   test('one key serves each kind by itself', async () => {

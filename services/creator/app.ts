@@ -8,17 +8,17 @@ import { jsonOnly, wantsText } from '#shared/http/body.ts'
 import type { Doors } from '#shared/http/doors.ts'
 import { readJson } from '#shared/http/json.ts'
 import { Problem } from '#shared/http/problem.ts'
+import { readQuery } from '#shared/http/query.ts'
 import { createGroup } from '#shared/runtime/group.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import type { Contract } from '#shared/task/define.ts'
 import { StateConflict } from '#shared/task/errors.ts'
-import { givenOf } from '#shared/task/given.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { nameOf } from '#shared/task/secret.ts'
 import { encodeEnvelope, finalState, type State } from '#shared/task/task.ts'
-import { idOfKey, samePayload } from './idempotency.ts'
-import { readBatch, readCreation, type TaskOptions } from './options.ts'
+import { idOfKey, isSame, markOf } from './idempotency.ts'
+import { type Creation, readBatch, readCreation, type TaskOptions } from './options.ts'
 
 export interface CreatorDeps {
   broker: Broker
@@ -87,13 +87,12 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
     options: TaskOptions
     traceparent: string | undefined
     fresh: boolean
-    /** The payload as it came, where it may come again. */
-    given?: unknown
+    /** What tells whether it is the same that comes again, where it may. */
+    given?: string | undefined
   }): Promise<NewTask> {
-    const { contract, id, options, fresh } = task
+    const { contract, id, options, fresh, given } = task
     const { priority = 'normal', delay_ms, run_at, timeout_ms, max_attempts, retention_s } = options
     const createdAt = now()
-    const given = task.given === undefined ? undefined : givenOf(contract, task.given, task.payload)
     const envelope = encodeEnvelope({
       task_id: id,
       kind: contract.kind,
@@ -127,15 +126,15 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
   }
 
   /** Enqueues a task whose id may be known, and answers with the task that the key stands for. */
-  async function enqueueOnce(contract: Contract, task: NewTask, given: unknown) {
+  async function enqueueOnce(contract: Contract, task: NewTask, creation: Creation) {
     // The task that was known may be deleted before it is read: then it is created after all.
     for (let turn = 0; turn < 3; turn++) {
       const [enqueued] = await enqueue([task])
       if (enqueued?.created) return { status: statusOf(task, now()), replayed: false }
       const [stored] = await broker.get([task.id])
       if (!stored) continue
-      if (!samePayload(contract, stored, given)) {
-        const detail = `This Idempotency-Key was used before, with another payload, for task ${task.id}. Use a new key.`
+      if (!isSame(contract, stored, creation)) {
+        const detail = `This Idempotency-Key was used before, with another payload or other options, for task ${task.id}. Use a new key.`
         throw new Problem('idempotency_conflict', detail)
       }
       const record = stored.live ? null : readRecord(stored.record)
@@ -149,7 +148,9 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
     if (!contract) continue
 
     app.post(`/${kind}`, requireScope(deps.auth, 'create'), jsonOnly, async (c) => {
-      const { payload, given, options } = readCreation(contract, await readJson(c))
+      readQuery(c, [])
+      const creation = readCreation(contract, await readJson(c))
+      const { payload, options } = creation
       requireKey(contract, deps.keyring)
       const traceparent = readTraceparent(c)
       const key = c.req.header('Idempotency-Key')
@@ -160,8 +161,9 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
         return created(c, { id: task.id, kind, status: statusOf(task, now()) })
       }
       const id = await idOfKey(kind, key)
+      const given = markOf(contract, creation)
       const task = await newTask({ contract, id, payload, options, traceparent, fresh: false, given })
-      const once = await enqueueOnce(contract, task, given)
+      const once = await enqueueOnce(contract, task, creation)
       deps.onCreated?.(kind)
       return created(c, { id, kind, ...once })
     })
@@ -173,6 +175,7 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
           'A batch takes no Idempotency-Key: create its tasks one by one, each with a key.',
         )
       }
+      readQuery(c, [])
       const payloads = readBatch(contract, await readJson(c))
       requireKey(contract, deps.keyring)
       const traceparent = readTraceparent(c)

@@ -39,17 +39,21 @@ const optionsSchema = z
 
 export type TaskOptions = z.output<typeof optionsSchema>
 
+/** What the body of a creation says. */
+export interface Creation {
+  payload: unknown
+  /** The payload as it came. */
+  given: unknown
+  options: TaskOptions
+}
+
 /**
- * Reads the body of a creation: `{ payload, options? }`, or the payload itself. `given` is the payload as it came.
+ * Reads the body of a creation: `{ payload, options? }`, or the payload itself.
  *
- * @throws InvalidInput naming everything in payload and options that is wrong.
+ * @throws InvalidInput naming everything in payload and options that is wrong, and what stands beside them.
  */
-export function readCreation(
-  contract: Contract,
-  body: unknown,
-): { payload: unknown; given: unknown; options: TaskOptions } {
-  const { payload, options } = unwrap(contract, body)
-  const issues: Issue[] = []
+export function readCreation(contract: Contract, body: unknown): Creation {
+  const { payload, options, issues } = unwrap(contract, body)
   const parsedPayload = collect(issues, () => parsePayload(contract, payload))
   const parsedOptions = optionsSchema.safeParse(options)
   if (!parsedOptions.success) issues.push(...issuesOf(parsedOptions.error, 'options'))
@@ -78,16 +82,30 @@ export function readBatch<C extends Contract>(contract: C, body: unknown): Paylo
   return payloads
 }
 
-function unwrap(contract: Contract, body: unknown): { payload: unknown; options: unknown } {
-  if (
-    isObject(body) &&
-    Object.hasOwn(body, 'payload') &&
-    (isObject(body['payload']) || !mayHaveField(contract.input, 'payload'))
-  ) {
-    const { payload, options = {}, ...others } = body
-    if (Object.keys(others).length === 0) return { payload, options }
+/** Fields that are named in one error. */
+const MAX_ISSUES = 20
+const WRAPPED = '{"payload": {…}, "options": {…}}'
+
+/** A field that the schema of a kind has by this name is a part of its payload. */
+function unwrap(contract: Contract, body: unknown): { payload: unknown; options: unknown; issues: Issue[] } {
+  if (!isObject(body)) return { payload: body, options: {}, issues: [] }
+  const { payload, options = {}, ...others } = body
+  const names = Object.keys(others)
+  const isOwn = (name: string) => mayHaveField(contract.input, name)
+  if (!Object.hasOwn(body, 'payload') || (isOwn('payload') && !(isObject(payload) && names.length === 0))) {
+    const isMisplaced = Object.hasOwn(body, 'options') && !isOwn('options')
+    return { payload: body, options: {}, issues: isMisplaced ? [beside('options', contract)] : [] }
   }
-  return { payload: body, options: {} }
+  // A payload that stands beside fields of the payload is in none of the two forms.
+  if (names.some(isOwn)) return { payload: body, options: {}, issues: [beside('payload', contract)] }
+  const issues = names
+    .slice(0, MAX_ISSUES)
+    .map((path) => ({ path, message: `Unknown field beside the payload: send ${WRAPPED}` }))
+  return { payload, options, issues }
+}
+
+function beside(path: 'payload' | 'options', { kind }: Contract): Issue {
+  return { path, message: `Not a field of ${kind}: send ${WRAPPED}, or the fields of the payload alone` }
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

@@ -654,12 +654,76 @@ describe('GET /tasks', () => {
       ['limit=201', 'limit'],
       ['cursor=rubbish', 'cursor'],
       ['cursor=eyJhIjotMX0', 'cursor'],
+      ['state=failed', 'state'],
+      ['limit=5&limit=6', 'limit'],
     ]) {
       const response = await app.request(`/tasks?${query}`)
       expect(response.status).toBe(422)
       expect(await response.json()).toMatchObject({ errors: [{ path }] })
     }
   })
+})
+
+test('a cursor is good for the filters that it was given with, and for no others', async () => {
+  const { app, add, claim, call } = await setup()
+  for (let n = 0; n < 3; n++) await add(idAt(n), 'sum', { num1: n, num2: 0 })
+  const parent = idAt(9)
+  await add(parent, 'sequence', { n: 3 })
+  await call(
+    await claim('sequence'),
+    'sum',
+    [1, 2, 3].map((num1) => ({ num1, num2: 0 })),
+  )
+  const cursorOf = async (query: string) =>
+    ((await (await app.request(`/tasks?${query}`)).json()) as { cursor: string | null }).cursor
+  const filters = [
+    '',
+    'kind=sum&',
+    'status=queued&',
+    'kind=sum&status=queued&',
+    `parent=${parent}&`,
+    `parent=${parent}&kind=sum&`,
+  ]
+  for (const given of filters) {
+    const cursor = await cursorOf(`${given}limit=1`)
+    expect(cursor).toBeString()
+    for (const used of filters) {
+      const response = await app.request(`/tasks?${used}limit=2&cursor=${cursor}`)
+      expect([given, used, response.status]).toEqual([given, used, given === used ? 200 : 422])
+      if (given !== used) expect(await response.json()).toMatchObject({ errors: [{ path: 'cursor' }] })
+    }
+  }
+})
+
+test('a query parameter that a route does not know is a 422 that names it', async () => {
+  const { app, add } = await setup()
+  await add(A, 'sum', { num1: 1, num2: 2 })
+  for (const [method, path] of [
+    ['GET', `/task/${A}?wiat=5`],
+    ['GET', '/stats?kind=sum'],
+    ['POST', `/task/${A}/cancel?tree=1`],
+    ['POST', `/task/${A}/retry?payload=1`],
+    ['DELETE', `/task/${A}?force=1`],
+  ] as const) {
+    const response = await app.request(path, { method })
+    expect([path, response.status]).toEqual([path, 422])
+    expect(await response.json()).toMatchObject({ errors: [{ path: path.split(/[?=]/)[1] }] })
+  }
+  expect((await app.request(`/task/${A}`)).status).toBe(200)
+})
+
+test('a page of another site neither cancels, retries nor deletes a task', async () => {
+  const { app, add, get } = await setup()
+  await add(A, 'sum', { num1: 1, num2: 2 })
+  const headers = { 'Sec-Fetch-Site': 'same-site', Origin: 'http://localhost:3000', Host: 'localhost:5001' }
+  for (const [method, path] of [
+    ['POST', `/task/${A}/cancel`],
+    ['POST', `/task/${A}/retry`],
+    ['DELETE', `/task/${A}`],
+  ] as const) {
+    expect((await app.request(path, { method, headers })).status).toBe(403)
+  }
+  expect(await get(`/task/${A}`)).toMatchObject({ status: 'queued' })
 })
 
 test('GET /stats counts each kind and tells the age of the oldest queued', async () => {

@@ -10,6 +10,7 @@ import { type Auth, requireScope } from '#shared/http/auth.ts'
 import { type BaseEnv, createBase } from '#shared/http/base.ts'
 import { jsonOnly, wantsText } from '#shared/http/body.ts'
 import type { Doors } from '#shared/http/doors.ts'
+import { readQuery } from '#shared/http/query.ts'
 import { type Clock, systemClock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
@@ -64,7 +65,7 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
 
   app.get('/task/:id', read, async (c) => {
     const id = c.req.param('id')
-    const timeoutMs = readWaitMs(c.req.query())
+    const timeoutMs = readWaitMs(c)
     const signal = deps.signal ? AbortSignal.any([c.req.raw.signal, deps.signal]) : c.req.raw.signal
     const stored = timeoutMs > 0 ? known(id, await waiter.wait(id, { timeoutMs, signal })) : await find(id)
     return wantsText(c) ? textForm(c, stored) : c.json(viewOf(stored, contracts))
@@ -72,6 +73,7 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
 
   app.delete('/task/:id', manage, async (c) => {
     const id = c.req.param('id')
+    readQuery(c, [])
     const parent = parentOf(await find(id))
     if (parent && (await broker.get([parent]))[0]?.live) {
       throw new StateConflict(
@@ -84,20 +86,23 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
 
   app.post('/task/:id/cancel', manage, jsonOnly, async (c) => {
     const id = c.req.param('id')
+    readQuery(c, [])
     await cancelTree(tree, id)
     return c.json(viewOf(await find(id), contracts))
   })
 
   app.post('/task/:id/retry', manage, jsonOnly, async (c) => {
     const id = c.req.param('id')
+    readQuery(c, [])
     await retryTask(tree, id)
     return c.json(viewOf(await find(id), contracts))
   })
 
   app.get('/tasks', read, async (c) => {
-    const asked = c.req.query()
-    const isRegistered = asked['kind'] === undefined || kinds.includes(asked['kind'])
-    const { parent, ...query } = readListQuery(asked, isRegistered ? kinds : [...kinds, ...(await broker.kinds([]))])
+    const kind = c.req.query('kind')
+    const isRegistered = kind === undefined || kinds.includes(kind)
+    const known = isRegistered ? kinds : [...kinds, ...(await broker.kinds([]))]
+    const { parent, ...query } = readListQuery(c, known)
     const page =
       parent === undefined
         ? await listTasks(broker, contracts, query)
@@ -106,6 +111,7 @@ export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
   })
 
   app.get('/stats', read, async (c) => {
+    readQuery(c, [])
     const [registered, others] = await Promise.all([broker.stats(kinds), unregisteredKinds(broker, kinds)])
     const now = clock.now()
     return c.json({

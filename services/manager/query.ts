@@ -1,5 +1,7 @@
+import type { Context } from 'hono'
 import * as z from 'zod'
 import type { ListQuery } from '#shared/broker/list.ts'
+import { readQuery } from '#shared/http/query.ts'
 import { issuesOf } from '#shared/task/define.ts'
 import { InvalidInput } from '#shared/task/errors.ts'
 import { FINAL_STATES, LIVE_STATES } from '#shared/task/task.ts'
@@ -25,22 +27,20 @@ const waitSchema = z.object({ wait: digits(0, 60).default(0) })
 /**
  * The filters of `GET /tasks`.
  *
- * @throws InvalidInput naming every parameter that is wrong.
+ * @throws InvalidInput naming every parameter that is wrong or unknown.
  */
-export function readListQuery(
-  query: Record<string, string>,
-  kinds: readonly string[],
-): ListQuery & { parent?: string | undefined } {
-  return parse(listSchema(kinds), query)
+export function readListQuery(c: Context, kinds: readonly string[]): ListQuery & { parent?: string | undefined } {
+  const schema = listSchema(kinds)
+  return parse(schema, readQuery(c, Object.keys(schema.shape)))
 }
 
 /**
  * Milliseconds that `GET /task/{id}` may wait; 0 when it was not asked to.
  *
- * @throws InvalidInput when it is not a whole number of seconds up to 60.
+ * @throws InvalidInput when it is not a whole number of seconds up to 60, or something else is asked.
  */
-export function readWaitMs(query: Record<string, string>): number {
-  return parse(waitSchema, query).wait * 1000
+export function readWaitMs(c: Context): number {
+  return parse(waitSchema, readQuery(c, Object.keys(waitSchema.shape))).wait * 1000
 }
 
 function parse<T>(schema: z.ZodType<T>, query: Record<string, string>): T {

@@ -1,5 +1,6 @@
 import * as z from 'zod'
 import { InvalidInput, TaskNotFound } from '#shared/task/errors.ts'
+import { digestOf } from '#shared/task/json.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { childId, createdAtOf, FINAL_STATES, LIVE_STATES, type State } from '#shared/task/task.ts'
 import type { Broker, Listed, Place, Stored } from './broker.ts'
@@ -36,7 +37,7 @@ interface Source {
  */
 export async function listTasks(broker: Broker, contracts: Contracts, query: ListQuery): Promise<Page> {
   const { limit } = query
-  const places = decodeCursor(query.cursor, z.record(z.string(), z.array(z.int().min(0)).max(3)), {})
+  const places = decodeCursor(query, z.record(z.string(), z.array(z.int().min(0)).max(3)), {})
   const sources = sourcesOf(await kindsOf(broker, contracts, query), query, places)
   const lists = await Promise.all(sources.map((source) => candidates(broker, source, limit)))
   const taken = merge(lists, limit)
@@ -48,7 +49,7 @@ export async function listTasks(broker: Broker, contracts: Contracts, query: Lis
   return {
     // One that has moved on since it was listed shows again in the list of its new state.
     tasks: views.filter(({ status }) => query.status === undefined || status === query.status),
-    cursor: isLast ? null : encodeCursor(next),
+    cursor: isLast ? null : encodeCursor(query, next),
   }
 }
 
@@ -65,7 +66,7 @@ export async function listChildren(
   const [parent] = await broker.get([query.parent])
   if (!parent) throw new TaskNotFound(query.parent)
   const calls = parent.live ? parent.live.calls : (readRecord(parent.record)?.calls ?? 0)
-  const end = Math.min(calls, decodeCursor(query.cursor, z.int().min(0), calls))
+  const end = Math.min(calls, decodeCursor(query, z.int().min(0), calls))
   const start = Math.max(0, end - query.limit)
   const ids = Array.from({ length: end - start }, (_, index) => childId(query.parent, end - 1 - index))
   const views = await viewsOf(broker, contracts, ids)
@@ -74,7 +75,7 @@ export async function listChildren(
       ({ kind, status }) =>
         (query.kind === undefined || kind === query.kind) && (query.status === undefined || status === query.status),
     ),
-    cursor: start > 0 ? encodeCursor(start) : null,
+    cursor: start > 0 ? encodeCursor(query, start) : null,
   }
 }
 
@@ -147,17 +148,39 @@ async function viewsOf(broker: Broker, contracts: Contracts, ids: readonly strin
   return stored.filter((task): task is Stored => task !== null && !isStep(task)).map((task) => viewOf(task, contracts))
 }
 
-function encodeCursor(value: unknown): string {
-  return btoa(JSON.stringify(value)).replaceAll('+', '-').replaceAll('/', '_').replace(/=+$/, '')
+type Filters = Pick<ListQuery, 'kind' | 'status' | 'cursor'> & { parent?: string }
+
+/** What the cursor of a list goes with: under other filters its places would be those of other lists. */
+function filtersOf({ kind, status, parent }: Filters): string {
+  return digestOf(JSON.stringify([kind, status, parent]))
 }
 
-function decodeCursor<T>(cursor: string | null, schema: z.ZodType<T>, first: T): T {
-  if (cursor === null) return first
-  try {
-    return schema.parse(JSON.parse(atob(cursor.replaceAll('-', '+').replaceAll('_', '/'))))
-  } catch {
-    throw new InvalidInput('The cursor is not one that a page before gave.', [
-      { path: 'cursor', message: 'Use the cursor of the page before, with the same filters.' },
-    ])
+function encodeCursor(filters: Filters, value: unknown): string {
+  const text = JSON.stringify([filtersOf(filters), value])
+  return btoa(text).replaceAll('+', '-').replaceAll('/', '_').replace(/=+$/, '')
+}
+
+function decodeCursor<T>(filters: Filters, schema: z.ZodType<T>, first: T): T {
+  if (filters.cursor === null) return first
+  const read = z.tuple([z.string(), z.unknown()]).safeParse(parseCursor(filters.cursor))
+  if (read.success && read.data[0] !== filtersOf(filters)) {
+    throw wrongCursor('The cursor was given for other filters.')
   }
+  const value = schema.safeParse(read.data?.[1])
+  if (!value.success) throw wrongCursor('The cursor is not one that a page before gave.')
+  return value.data
+}
+
+function parseCursor(cursor: string): unknown {
+  try {
+    return JSON.parse(atob(cursor.replaceAll('-', '+').replaceAll('_', '/')))
+  } catch {
+    return null
+  }
+}
+
+function wrongCursor(detail: string): InvalidInput {
+  return new InvalidInput(detail, [
+    { path: 'cursor', message: 'Use the cursor of the page before, with the same filters.' },
+  ])
 }

@@ -37,7 +37,7 @@ export async function createAuth(tokens: readonly Token[]): Promise<Auth | null>
       return (await find(token))?.scopes ?? null
     },
     async callerOf(c) {
-      const token = /^Bearer +(\S+) *$/i.exec(c.req.header('Authorization') ?? '')?.[1]
+      const token = bearerOf(c)
       if (token === undefined) return undefined
       const { raw } = c.req
       const caller = seen.get(raw) ?? find(token)
@@ -45,6 +45,11 @@ export async function createAuth(tokens: readonly Token[]): Promise<Auth | null>
       return caller
     },
   }
+}
+
+/** The bearer token that a request came with. */
+export function bearerOf(c: Context): string | undefined {
+  return /^Bearer +(\S+) *$/i.exec(c.req.header('Authorization') ?? '')?.[1]
 }
 
 /** Lets a request through when its bearer token has the scope: else 401, or 403 when the token is good for other things. */

@@ -6,6 +6,7 @@ import { createAuth, requireScope } from './auth.ts'
 import { createBase } from './base.ts'
 import { jsonOnly, MAX_BODY, wantsText } from './body.ts'
 import { MAX_DEPTH, readJson } from './json.ts'
+import { readQuery } from './query.ts'
 
 async function setup(ready: () => Promise<void> = async () => {}) {
   const lines: string[] = []
@@ -79,6 +80,23 @@ describe('errors are problem+json', () => {
   })
 })
 
+test('the instance of a problem is a URI reference, whatever the path', async () => {
+  const { app } = await setup()
+  const instance = async (url: string) => {
+    const response = await app.request(new Request(url))
+    return ((await response.json()) as { instance: string }).instance
+  }
+  for (const [path, expected] of [
+    ['/a b/ü', '/a%20b/%C3%BC'],
+    ['/a%20b/%c3%bc', '/a%20b/%c3%bc'],
+    ['/100%/|[x]^`{}"', '/100%25/%7C%5Bx%5D%5E%60%7B%7D%22'],
+    ['//evil.example/x', '/.//evil.example/x'],
+    ['/x?_token=hush', '/x'],
+  ] as const) {
+    expect(await instance(`http://localhost${path}`)).toBe(expected)
+  }
+})
+
 describe('methods', () => {
   test('a wrong one is a 405 that names the right ones', async () => {
     const { app } = await setup()
@@ -102,6 +120,43 @@ describe('methods', () => {
     const response = await app.request('/', { method: 'HEAD' })
     expect(response.status).toBe(200)
     expect(await response.text()).toBe('')
+  })
+
+  test('HEAD tells the length of what GET would answer, errors too, and nothing of what has no end', async () => {
+    const { app } = await setup()
+    app.get('/events', (c) => c.body(new ReadableStream(), 200, { 'Content-Type': 'text/event-stream' }))
+    const headers = { Host: 'a', 'X-Request-Id': 'r' }
+    for (const path of ['/', '/healthz', '/readyz', '/echo', '/nowhere', '/throw/bug', '/secured']) {
+      const length = (await (await app.request(path, { headers })).arrayBuffer()).byteLength
+      const head = await app.request(path, { method: 'HEAD', headers })
+      expect([path, head.headers.get('Content-Length')]).toEqual([path, String(length)])
+    }
+    expect((await app.request('/events', { method: 'HEAD' })).headers.has('Content-Length')).toBe(false)
+  })
+})
+
+describe('the query', () => {
+  const ask = async (path: string) => {
+    const { app } = await setup()
+    app.get('/query', (c) => c.json(readQuery(c, ['a', 'b'])))
+    return app.request(path)
+  }
+
+  test('is what the route knows', async () => {
+    expect(await (await ask('/query?a=1&b=%C3%BC+x')).json()).toEqual({ a: '1', b: 'ü x' })
+    expect(await (await ask('/query')).json()).toEqual({})
+    expect((await ask('/healthz?nocache=1')).status).toBe(200)
+  })
+
+  test('names every parameter that is unknown, or there twice, in a 422', async () => {
+    const refused = await ask('/query?a=1&limt=2&a=3&__proto__=x&toString')
+    expect(refused.status).toBe(422)
+    const { errors } = (await refused.json()) as { errors: { path: string; message: string }[] }
+    expect(errors.map(({ path }) => path)).toEqual(['a', 'limt', '__proto__', 'toString'])
+    expect(errors.map(({ message }) => message)).toEqual([
+      'Given more than once',
+      ...Array(3).fill('Unknown parameter: this route knows a, b'),
+    ])
   })
 })
 

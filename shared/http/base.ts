@@ -5,7 +5,17 @@ import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Log } from '#shared/runtime/log.ts'
 import type { Auth } from './auth.ts'
 import { limitBody } from './body.ts'
-import { allowOrigins, type Doors, limitRate, PLAIN_DOORS, refuseStrangeHosts, safeHeaders } from './doors.ts'
+import {
+  allowOrigins,
+  type Doors,
+  limitRate,
+  PLAIN_DOORS,
+  refuseBadHost,
+  refuseForeignPages,
+  refuseStrangeHosts,
+  safeHeaders,
+} from './doors.ts'
+import { sizeHead } from './head.ts'
 import { Problem, problemAnswer } from './problem.ts'
 
 export type BaseEnv = { Variables: RequestIdVariables }
@@ -45,12 +55,15 @@ export function createBase(options: BaseOptions): Hono<BaseEnv> {
 
   app.use(requestId())
   app.use(accessLog(log, service))
+  app.use(sizeHead)
   app.use(safeHeaders())
+  app.use(refuseBadHost)
   const hosts = refuseStrangeHosts(doors)
   if (hosts) app.use(hosts)
   const origins = allowOrigins(doors)
   if (origins) app.use(origins)
   app.use(limitRate(doors, auth))
+  app.use(refuseForeignPages(doors))
   app.use(
     methodNotAllowed({
       app,
@@ -90,7 +103,7 @@ function accessLog(log: Log, service: string): MiddlewareHandler<BaseEnv> {
 
 // Built by the context, which adds the headers that were set before, such as X-Request-Id.
 function respond(c: Context, error: unknown): Response {
-  const { status, headers, body } = problemAnswer(error, c.req.path)
+  const { status, headers, body } = problemAnswer(error, c.req.url)
   return c.body(body, status as ContentfulStatusCode, headers)
 }
 

@@ -108,6 +108,25 @@ describe('the limit of requests', () => {
     expect(await statuses(responses)).toEqual([200, 200, 200, 200])
   })
 
+  test('is one for all connections of an address, whether a proxy writes their ports, brackets or neither', async () => {
+    const { ask } = await setup({ limiter: once(), trustedProxies: 1 })
+    const told = (said: string) => ask('/', { from: '10.0.0.1', 'X-Forwarded-For': said })
+    const v4 = [
+      '192.0.2.1:50000',
+      '192.0.2.1:50001',
+      '192.0.2.1',
+      '"192.0.2.1:1"',
+      '[::ffff:192.0.2.1]:1',
+      '::ffff:c000:201',
+    ]
+    expect(await statuses(v4.map(told))).toEqual([200, 429, 429, 429, 429, 429])
+    const v6 = ['[2001:db8::1]:50000', '[2001:db8::1]:50001', '[2001:DB8::2]', '2001:db8::3', '"[2001:db8::4]:1"']
+    expect(await statuses(v6.map(told))).toEqual([200, 429, 429, 429, 429])
+    expect(
+      await statuses(['::ffff:c000:202', '[2001:db8:0:1::1]:50000', 'fe80::1%eth0', 'fe80::1%eth1'].map(told)),
+    ).toEqual([...[200, 200, 200, 429]])
+  })
+
   test('believes X-Forwarded-For only behind proxies, and only what they wrote', async () => {
     const via = { from: '10.0.0.1' }
     const plain = await setup({ limiter: once() })
@@ -161,6 +180,32 @@ describe('the name that a service is called by', () => {
       expect((await ask('/', { Host: host })).status).toBe(421)
   })
 
+  test('is not needed for health checks, which may come without one, and for all else it is', async () => {
+    const { ask } = await setup({ hosts: [] })
+    for (const path of ['/healthz', '/readyz']) expect((await ask(path)).status).toBe(200)
+    for (const path of ['/', '/secured', '/abc/healthz']) expect((await ask(path)).status).toBe(421)
+    expect((await ask('/', { Host: '' })).status).toBe(421)
+  })
+
+  test('is one name, perhaps with a port, and nothing else: else 400', async () => {
+    const { ask } = await setup()
+    const wrong = [
+      'localhost, evil.example',
+      'localhost, localhost',
+      'localhost@evil.example',
+      'localhost/x?y',
+      'a b',
+      '[::1',
+    ]
+    for (const host of [...wrong, 'localhost:port', 'localhost:5000:1']) {
+      const refused = await ask('/healthz', { Host: host })
+      expect([host, refused.status]).toEqual([host, 400])
+      expect(await refused.json()).toMatchObject({ type: 'urn:tasker:problem:malformed' })
+    }
+    for (const host of ['tasks_1.example:80', '[::1]', 'localhost:'])
+      expect((await ask('/', { Host: host })).status).toBe(200)
+  })
+
   test('is anything where tokens, or TASKER_OPEN, say who may come', async () => {
     const { ask } = await setup()
     expect((await ask('/', { Host: 'tasks.example' })).status).toBe(200)
@@ -189,6 +234,69 @@ describe('browsers', () => {
     expect(leave.headers.get('Access-Control-Allow-Headers')).toContain('Authorization')
     const every = await setup({ corsOrigins: ['*'] })
     expect(allowed(await every.ask('/', origin))).toBe('*')
+  })
+
+  /** Sends a request that changes something, as a page of `Origin`, or as nobody knows who. */
+  const change = async (doors: Partial<Doors>, headers: Record<string, string>, method = 'POST') => {
+    const { app } = await setup(doors)
+    for (const name of ['post', 'delete', 'put', 'patch'] as const) app[name]('/change', (c) => c.text('changed'))
+    return app.request('/change', { method, headers: { Host: 'localhost:5001', ...headers } })
+  }
+
+  test.each([
+    ['this very service, as browsers say it', { 'Sec-Fetch-Site': 'same-origin', Origin: 'http://localhost:5001' }],
+    ['nobody: someone typed it', { 'Sec-Fetch-Site': 'none' }],
+    ['a program, which says nothing of pages', {}],
+    ['this very service, as older browsers say it', { Origin: 'http://localhost:5001' }],
+    ['one that is named', { 'Sec-Fetch-Site': 'cross-site', Origin: 'https://a.example' }],
+    ['one that is named, in an older browser', { Origin: 'https://a.example' }],
+    ['a name of this service, behind a proxy', { Origin: 'https://tasks.example' }],
+    [
+      'anywhere, with a bearer token',
+      { 'Sec-Fetch-Site': 'cross-site', Origin: 'https://evil.example', Authorization: 'Bearer x' },
+    ],
+  ] as [string, Record<string, string>][])('may change something from %s', async (_, headers) => {
+    const doors = { corsOrigins: ['https://a.example'], hosts: ['tasks.example'] }
+    for (const method of ['POST', 'DELETE', 'PUT', 'PATCH'])
+      expect((await change(doors, headers, method)).status).toBe(200)
+  })
+
+  test.each([
+    ['another site', { 'Sec-Fetch-Site': 'cross-site', Origin: 'https://evil.example' }],
+    ['another site, without an origin', { 'Sec-Fetch-Site': 'cross-site' }],
+    ['another port of this machine', { 'Sec-Fetch-Site': 'same-site', Origin: 'http://localhost:3000' }],
+    ['a site that says anything else', { 'Sec-Fetch-Site': 'same-origin, cross-site' }],
+    ['a site that says it twice', { 'Sec-Fetch-Site': 'none, none' }],
+    ['another site that claims our origin', { 'Sec-Fetch-Site': 'cross-site', Origin: 'http://localhost:5001' }],
+    ['another site, in an older browser', { Origin: 'https://evil.example' }],
+    ['another port of this machine, in an older browser', { Origin: 'http://localhost:3000' }],
+    ['another port of a name of this service', { Origin: 'https://tasks.example:8443' }],
+    ['a page without an origin of its own', { Origin: 'null' }],
+    ['two origins', { Origin: 'http://localhost:5001, https://evil.example' }],
+    ['an origin that only begins like ours', { Origin: 'http://localhost:5001.evil.example' }],
+    ['an origin with more than a host', { Origin: 'http://localhost:5001@evil.example' }],
+    ['a page, with another scheme than bearer', { 'Sec-Fetch-Site': 'cross-site', Authorization: 'Basic eDp5' }],
+    ['a page, without a Host', { Origin: 'http://localhost:5001', Host: '' }],
+  ] as [string, Record<string, string>][])('may not change anything from %s', async (_, headers) => {
+    const doors = { corsOrigins: ['https://a.example'], hosts: ['tasks.example'] }
+    for (const method of ['POST', 'DELETE', 'PUT', 'PATCH']) {
+      const refused = await change('Host' in headers ? { corsOrigins: [] } : doors, headers, method)
+      expect(refused.status).toBe(403)
+      expect(await refused.json()).toMatchObject({ type: 'urn:tasker:problem:cross-site' })
+    }
+  })
+
+  test('may read from anywhere: the browser keeps the answer from the page', async () => {
+    const { ask } = await setup()
+    for (const method of ['GET', 'HEAD']) {
+      expect((await ask('/', { 'Sec-Fetch-Site': 'cross-site', Origin: 'https://evil.example' }, method)).status).toBe(
+        200,
+      )
+    }
+  })
+
+  test('any page may change something where every origin may', async () => {
+    expect((await change({ corsOrigins: ['*'] }, { 'Sec-Fetch-Site': 'cross-site', Origin: 'null' })).status).toBe(200)
   })
 
   test('every answer, errors too, is not kept, framed or taken for another type', async () => {

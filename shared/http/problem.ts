@@ -6,12 +6,13 @@ const PROBLEMS = {
   malformed: [400, 'Malformed request'],
   unauthorized: [401, 'Unauthorized'],
   forbidden: [403, 'Forbidden'],
+  cross_site: [403, 'Request from another site'],
   not_found: [404, 'Not found'],
   task_not_found: [404, 'Task not found'],
   method_not_allowed: [405, 'Method not allowed'],
   too_slow: [408, 'Request timeout'],
   state_conflict: [409, 'The state of the task does not allow it'],
-  idempotency_conflict: [409, 'The idempotency key was used for another payload'],
+  idempotency_conflict: [409, 'The idempotency key was used for another request'],
   too_large: [413, 'Content too large'],
   unsupported_media_type: [415, 'Unsupported media type'],
   misdirected: [421, 'Misdirected request'],
@@ -57,15 +58,23 @@ export interface ProblemAnswer {
 
 /**
  * The answer for anything that was thrown. Unknown errors become a 500 that says nothing about them; a prepared response of an HTTPException
- * gives its headers. `instance` is the path of the request.
+ * gives its headers. `url` is that of the request: `instance` is its path.
  */
-export function problemAnswer(error: unknown, instance?: string): ProblemAnswer {
+export function problemAnswer(error: unknown, url?: string): ProblemAnswer {
+  const instance = url === undefined ? undefined : instanceOf(url)
   if (error instanceof HTTPException) return fromException(error, instance)
   const problem = toProblem(error)
   const [status, title] = PROBLEMS[problem.code]
   const type = `urn:tasker:problem:${problem.code.replaceAll('_', '-')}`
   const errors = problem.issues.length > 0 ? { errors: problem.issues } : {}
   return answer(status, problem.headers, { type, title, status, detail: problem.message, instance, ...errors })
+}
+
+/** The path of a URL as a reference of RFC 3986, which allows fewer characters than browsers do, and takes what follows two slashes for a host. */
+function instanceOf(url: string): string | undefined {
+  return URL.parse(url)
+    ?.pathname.replace(/[^\w.~!$&'()*+,;=:@/%-]|%(?![\da-f]{2})/gi, encodeURIComponent)
+    .replace(/^\/\//, '/.//')
 }
 
 /** The problem that an error stands for. This is the one place where codes become statuses. */

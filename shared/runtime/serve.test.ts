@@ -80,6 +80,38 @@ for (const runtime of runtimes) {
       expect(await raw(port(), 'GET /abc/healthz HTTP/1.0\r\nConnection: close\r\n\r\n')).toMatch(/^HTTP\/1\.. 404 /)
     })
 
+    test('a request of HTTP/1.0 without a Host has its own path and query', async () => {
+      const ask = async (target: string) => {
+        const answer = await raw(port(), `GET ${target} HTTP/1.0\r\nConnection: close\r\n\r\n`)
+        return JSON.parse(answer.split('\r\n\r\n')[1] ?? '')
+      }
+      expect(await ask('/healthz')).toEqual({ status: 'alive' })
+      expect(await ask('//abc/healthz?x=1')).toMatchObject({ status: 404, instance: '/.//abc/healthz' })
+      expect(await ask('/query?a=1&b=2')).toEqual({ a: '1', b: '2' })
+    })
+
+    test('two Host headers, and one that is no host, are a 400', async () => {
+      const two = ['localhost\r\nHost: evil.example', 'localhost\r\nHost: localhost']
+      for (const host of [...two, 'a b', 'localhost@evil', 'localhost/x?y', 'localhost, evil.example']) {
+        const answer = await raw(port(), `GET /healthz HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`)
+        expect([host, answer.split('\r\n')[0]]).toEqual([host, 'HTTP/1.1 400 Bad Request'])
+      }
+    })
+
+    test('HEAD has the Content-Length of GET, and no body', async () => {
+      const ask = (method: string, path: string) =>
+        raw(port(), `${method} ${path} HTTP/1.1\r\nHost: x\r\nX-Request-Id: r\r\nConnection: close\r\n\r\n`)
+      const lengthIn = (answer: string) => /^content-length: (\d+)\r$/im.exec(answer)?.[1]
+      for (const path of ['/', '/healthz', '/nowhere']) {
+        const [get, head] = [await ask('GET', path), await ask('HEAD', path)]
+        // What has no length comes in chunks, which end with the body.
+        const length = lengthIn(get) ?? String(/\r\n\r\n[\da-f]+\r\n(.*)\r\n0\r\n\r\n$/.exec(get)?.[1]?.length)
+        expect(Number(length)).toBeGreaterThan(0)
+        expect(lengthIn(head)).toBe(length)
+        expect(head).toEndWith('\r\n\r\n')
+      }
+    })
+
     test('a body that comes byte by byte is a 408, and ends the connection', async () => {
       const head = `POST /echo ${JSON_HEAD}`
       const known = await raw(port(), `${head}Content-Length: 100000\r\n\r\n{`, 20)

@@ -21,6 +21,7 @@ await runMain('server', async (signal) => {
     return c.json(await readJson(c, { deadlineMs: 60_000 }))
   })
   app.post('/limited', bodyLimit({ maxSize: 10 }), async (c) => c.text(await c.req.text()))
+  app.get('/query', (c) => c.json(c.req.query()))
   // Answers when the process is told to stop.
   app.get('/until-stop', async (c) => {
     console.log('Asked.')

@@ -18,7 +18,10 @@ export const listen: Listen = async ({ fetch, host, port, limits }) => {
   }
 }
 
-/** Without a `Host`, as a health check over HTTP/1.0 may come, Bun gives a bare path for the URL. */
+/**
+ * Without a `Host`, as a health check over HTTP/1.0 may come, and with one that is no host, Bun gives a bare path for
+ * the URL. It is no reference: two slashes at its beginning name no host.
+ */
 function absolute(request: Request, base: URL): Request {
-  return request.url.startsWith('/') ? new Request(new URL(request.url, base), request) : request
+  return request.url.startsWith('/') ? new Request(base.origin + request.url, request) : request
 }
