@@ -116,3 +116,39 @@ describe('drains of no more requests than an invocation may make', () => {
     expect(await end(map, 40_000, [composers, [adder]])).toMatchObject({ result: '40000', attempt: 1 })
   }, 120_000)
 })
+
+describe('a store that is away', () => {
+  test('makes a drain a 503 that wakes nobody, and no drain comes of it', async () => {
+    let woken = 0
+    const itself = Bun.serve({
+      port: 0,
+      hostname: '127.0.0.1',
+      fetch: () => new Response(null, { status: 202 + woken++ }),
+    })
+    try {
+      const edge = createWorkerEdge({ implementations: () => [adder] })
+      const env = {
+        ...{ UPSTASH_REDIS_REST_URL: 'http://127.0.0.1:1', UPSTASH_REDIS_REST_TOKEN: 'x', LOG_LEVEL: 'silent' },
+        ...{ DRAIN_TOKEN: 'drain', DRAIN_MAX_MS: '100', WORKER_URLS: itself.url.href },
+      }
+      const work: Promise<unknown>[] = []
+      const context = { waitUntil: (promise: Promise<unknown>) => void work.push(promise) }
+      const call = (more: Record<string, string>) =>
+        edge.fetch(
+          new Request('http://edge/drain', { method: 'POST', headers: { Authorization: 'Bearer drain', ...more } }),
+          env,
+          context,
+        )
+      const refused = await call({})
+      expect([refused.status, refused.headers.get('Retry-After')]).toEqual([503, '1'])
+      expect(await refused.json()).toMatchObject({ type: 'urn:tasker:problem:store-unavailable' })
+      expect((await call({ Prefer: 'respond-async' })).status).toBe(202)
+      await Promise.all(work)
+      await expect(edge.scheduled?.({ scheduledTime: 30 * 60_000 }, env, context)).rejects.toThrow('did not answer')
+      await Promise.all(work)
+      expect(woken).toBe(0)
+    } finally {
+      await itself.stop(true)
+    }
+  })
+})

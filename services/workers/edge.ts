@@ -4,6 +4,7 @@ import { createAuth, requireScope } from '#shared/http/auth.ts'
 import { createBase } from '#shared/http/base.ts'
 import { Problem } from '#shared/http/problem.ts'
 import type { Config } from '#shared/runtime/config.ts'
+import { StoreUnavailable } from '#shared/task/errors.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
 import { runnable } from '#shared/worker/keys.ts'
 import { createWorker, type DrainReport } from '#shared/worker/worker.ts'
@@ -19,7 +20,7 @@ const CONCURRENCY = 5
 /**
  * A worker that drains when it is called: on `scheduled`, and on `POST /drain` with the bearer token of `DRAIN_TOKEN`. It stops within the limits of time, tasks and
  * requests, holds nothing then, and wakes the workers of the kinds that it queued. `POST /drain` answers with what was done, or at once with 202 when it
- * is asked to (`Prefer: respond-async`).
+ * is asked to (`Prefer: respond-async`). Where the store never answered it is a 503, and wakes nobody.
  */
 export function createWorkerEdge(options: {
   implementations: (config: Config, fetch: typeof globalThis.fetch) => readonly Implementation[]
@@ -51,6 +52,8 @@ export function createWorkerEdge(options: {
       mayGoOn: (runs: number) => requests() + RESERVE + runs * perRun < config.drain.maxRequests,
     }
     const report = await worker.drain(limits, AbortSignal.timeout(config.drain.maxMs))
+    // To wake itself would be to ask a store without end that is away: the next schedule will do.
+    if (!report.reached) throw new StoreUnavailable('drain: the store did not answer, so nothing was run.')
     const kinds = implementations.map(({ contract }) => contract.kind)
     const others = report.queued.filter((kind) => !kinds.includes(kind))
     waker.wake(report.more ? [...others, ...kinds] : others, invocation)

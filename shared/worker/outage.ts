@@ -15,13 +15,25 @@ export interface OutageDeps {
 export class Outage {
   readonly #deps: OutageDeps
   #isAway = false
+  #answers = 0
 
   constructor(deps: OutageDeps) {
     this.#deps = deps
   }
 
+  /** The store did not answer when it was last asked. */
+  get isAway(): boolean {
+    return this.#isAway
+  }
+
+  /** How often the store has answered. */
+  get answers(): number {
+    return this.#answers
+  }
+
   /** The store has answered. */
   answered(): void {
+    this.#answers++
     if (this.#isAway) this.#deps.log.info('The store answers again')
     this.#isAway = false
   }

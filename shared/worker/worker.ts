@@ -33,6 +33,8 @@ export interface WorkerOptions {
 export interface DrainReport {
   /** Runs that were started. */
   readonly ran: number
+  /** False when the store was asked and never answered. */
+  readonly reached: boolean
   /** Whether more is likely to be queued of the kinds of this worker. */
   readonly more: boolean
   /** Kinds of which tasks were queued by what was run: children that were called, and parents that may go on. */
@@ -75,8 +77,10 @@ export function createWorker(options: WorkerOptions): Worker {
   return {
     async drain(limits = {}, signal = new AbortController().signal) {
       const drain = new Drain(deps, limits)
+      const before = outage.answers
       await drain.run(signal, () => drain.hasWork)
-      return { ran: drain.taken, more: drain.more, queued: drain.queued }
+      const reached = outage.answers > before || !outage.isAway
+      return { ran: drain.taken, reached, more: drain.more, queued: drain.queued }
     },
 
     async loop(signal) {
