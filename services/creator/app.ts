@@ -14,6 +14,7 @@ import type { Log } from '#shared/runtime/log.ts'
 import { type Keyring, sealPayload } from '#shared/runtime/seal.ts'
 import type { Contract } from '#shared/task/define.ts'
 import { StateConflict } from '#shared/task/errors.ts'
+import { isTraceparent } from '#shared/task/limits.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { nameOf } from '#shared/task/secret.ts'
 import { encodeEnvelope, finalState, type State } from '#shared/task/task.ts'
@@ -212,6 +213,6 @@ function requireKey(contract: Contract, keyring: Keyring | null): void {
 
 /** The trace that the request is part of; one that is not well-formed (W3C Trace Context) is no trace. */
 function readTraceparent(c: Context): string | undefined {
-  const header = c.req.header('traceparent') ?? ''
-  return /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/.test(header) ? header : undefined
+  const header = c.req.header('traceparent')
+  return isTraceparent(header) ? header : undefined
 }

@@ -1,11 +1,9 @@
 import * as z from 'zod'
 import { type Contract, issuesOf, type PayloadOf, parsePayload } from '#shared/task/define.ts'
 import { InvalidInput, type Issue } from '#shared/task/errors.ts'
+import { DAY_MS, MAX_ATTEMPTS, MAX_RETENTION_S, MAX_TIMEOUT_MS } from '#shared/task/limits.ts'
 import { mayHaveField } from '#shared/task/schema.ts'
 import { PRIORITIES } from '#shared/task/task.ts'
-
-const DAY_MS = 86_400_000
-const YEAR_S = 31_536_000
 
 /** What a caller may set beside the payload. */
 const optionsSchema = z
@@ -23,14 +21,10 @@ const optionsSchema = z
         error: 'Expected an ISO 8601 time with a zone, or milliseconds since the epoch',
       })
       .optional(),
-    timeout_ms: z.int().min(1).max(DAY_MS).optional(),
-    max_attempts: z.int().min(1).max(100).optional(),
+    timeout_ms: z.int().min(1).max(MAX_TIMEOUT_MS).optional(),
+    max_attempts: z.int().min(1).max(MAX_ATTEMPTS).optional(),
     /** Seconds that the result is kept; 0 keeps it. */
-    retention_s: z
-      .int()
-      .min(0)
-      .max(100 * YEAR_S)
-      .optional(),
+    retention_s: z.int().min(0).max(MAX_RETENTION_S).optional(),
   })
   .refine(({ delay_ms, run_at }) => delay_ms === undefined || run_at === undefined, {
     path: ['run_at'],

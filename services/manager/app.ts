@@ -14,7 +14,7 @@ import { readQuery } from '#shared/http/query.ts'
 import { type Clock, systemClock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import { StateConflict, TaskNotFound } from '#shared/task/errors.ts'
-import { readEnvelope, readRecord } from '#shared/task/record.ts'
+import { beginningOf, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { rootOf } from '#shared/task/task.ts'
 import { readListQuery, readWaitMs } from './query.ts'
 import { createWaiter } from './wait.ts'
@@ -139,8 +139,8 @@ function parentOf({ live, record }: Stored): string | undefined {
 /** The seed's form: the result's text with the task's own status code once it has ended, 202 before. */
 function textForm(c: Context, stored: Stored): Response {
   if (stored.live) return c.body(null, 202, { 'Retry-After': '1' })
-  const record = readRecord(stored.record) ?? { result: stored.record, status_code: 500 }
-  const status = record.status_code >= 200 && record.status_code <= 599 ? record.status_code : 500
+  const record = readRecord(stored.record) ?? { result: beginningOf(stored.record), status_code: 500 }
+  const { status_code: status } = record
   // These have no body, by the protocol.
   const body = [204, 205, 304].includes(status) ? '' : record.result
   return c.text(body, status as ContentfulStatusCode)

@@ -1,5 +1,5 @@
 import type { FailedAttempt } from '#shared/task/attempts.ts'
-import { readEnvelope, readRecord } from '#shared/task/record.ts'
+import { beginningOf, readEnvelope, readRecord } from '#shared/task/record.ts'
 import { expiryOf, finalState } from '#shared/task/task.ts'
 import type { Broker, Foreign, Outcome } from './broker.ts'
 
@@ -15,12 +15,13 @@ function outcomeOf({ id, kind, record, envelope, ...length }: Foreign, at: numbe
   const sent = readEnvelope(envelope)
   const told = readRecord(record)
   // A text that is no record stands for a failure.
-  const written: object = told === null ? { result: record, status_code: 500 } : JSON.parse(record)
+  const written: object = told === null ? { result: beginningOf(record), status_code: 500 } : JSON.parse(record)
   const known = {
     kind,
     created_at: sent?.created_at ?? told?.created_at,
     finished_at: at,
-    parent: sent?.parent ?? told?.parent,
+    // Nobody becomes a child by saying so.
+    parent: sent?.parent,
     retention_s: sent?.retention_s ?? told?.retention_s,
     attempts: sent?.attempts,
     attempt: told?.attempt ?? nextAttempt(sent?.attempts),

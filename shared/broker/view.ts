@@ -1,6 +1,6 @@
 import { attemptsBefore, failedAttempt, MAX_ATTEMPTS_KEPT, type ShownAttempt } from '#shared/task/attempts.ts'
 import { type Contract, redact } from '#shared/task/define.ts'
-import { decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
+import { beginningOf, decodeResult, readEnvelope, readRecord } from '#shared/task/record.ts'
 import {
   createdAtOf,
   type Envelope,
@@ -82,7 +82,7 @@ function liveView(id: string, live: Live, contracts: Contracts): TaskView {
     registered: contract !== undefined,
     status: live.state,
     // Without its contract nobody knows what is secret in it.
-    payload: contract ? redact(contract, envelope.payload) : null,
+    payload: contract ? redact(contract, envelope.payload ?? null) : null,
     result: null,
     status_code: null,
     error: null,
@@ -110,7 +110,7 @@ function finalView(id: string, text: string, contracts: Contracts): TaskView {
     registered: contract !== undefined,
     status,
     payload: contract ? redact(contract, record.payload ?? null) : (record.payload ?? null),
-    result: read === null ? text : status === 'succeeded' ? decodeResult(record) : null,
+    result: read === null ? beginningOf(text) : status === 'succeeded' ? decodeResult(record) : null,
     status_code: record.status_code,
     error: status === 'succeeded' ? null : (record.error ?? { type: 'failed', message: record.result }),
     ...attemptsView(attemptsOf(record)),

@@ -2,10 +2,11 @@ import { describe, expect, test } from 'bun:test'
 import { HTTPException } from 'hono/http-exception'
 import { createLogger } from '#shared/runtime/log.ts'
 import { InvalidInput, StateConflict, StoreUnavailable, TaskNotFound } from '#shared/task/errors.ts'
+import { MAX_DEPTH } from '#shared/task/limits.ts'
 import { createAuth, requireScope } from './auth.ts'
 import { createBase } from './base.ts'
 import { jsonOnly, MAX_BODY, wantsText } from './body.ts'
-import { MAX_DEPTH, readJson } from './json.ts'
+import { readJson } from './json.ts'
 import { readQuery } from './query.ts'
 
 async function setup(ready: () => Promise<void> = async () => {}) {

@@ -1,9 +1,7 @@
 import type { Context } from 'hono'
+import { isDeeperThan, MAX_DEPTH } from '#shared/task/limits.ts'
 import { MAX_BODY, tooLarge } from './body.ts'
 import { Problem } from './problem.ts'
-
-/** Levels of arrays and objects that a body may have; readers of the queue in other languages have limits of their own. */
-export const MAX_DEPTH = 100
 
 /** A body must have arrived within so many ms: a client that sends a byte now and then does not hold its connection. */
 const BODY_DEADLINE_MS = 30_000
@@ -78,23 +76,3 @@ function decode(bytes: Uint8Array): string {
     throw new Problem('malformed', 'The body is not valid UTF-8, as JSON must be.')
   }
 }
-
-/** Counts brackets outside of strings, before anything is built of them. */
-function isDeeperThan(levels: number, json: string): boolean {
-  if (json.length <= 2 * levels) return false
-  let depth = 0
-  let inString = false
-  for (let at = 0; at < json.length; at++) {
-    const char = json.charCodeAt(at)
-    if (inString) {
-      if (char === BACKSLASH) at++
-      else if (char === QUOTE) inString = false
-    } else if (char === QUOTE) inString = true
-    else if (char === ARRAY || char === OBJECT) {
-      if (++depth > levels) return true
-    } else if (char === ARRAY_END || char === OBJECT_END) depth--
-  }
-  return false
-}
-
-const [QUOTE, BACKSLASH, ARRAY, ARRAY_END, OBJECT, OBJECT_END] = [...'"\\[]{}'].map((char) => char.charCodeAt(0))

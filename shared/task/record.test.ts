@@ -84,6 +84,30 @@ describe('readRecord', () => {
     expect(readRecord(JSON.stringify(record))).toEqual({ result: 'x', status_code: 500 })
   })
 
+  test('takes nothing that is beyond the limits of the API', () => {
+    const levels = (n: number) => `${'['.repeat(n)}${']'.repeat(n)}`
+    const read = (fields: string) => readRecord(`{"status_code":200,${fields}}`)
+    expect(read(`"result":${levels(100)}`)).toMatchObject({ content_type: 'application/json' })
+    expect(read(`"result":${levels(101)}`)).toBeNull()
+    expect(read(`"result":"x","payload":${levels(20_000)}`)).toBeNull()
+    expect(read(`"result":"${'x'.repeat(1_048_576)}"`)).toMatchObject({ status_code: 200 })
+    expect(read(`"result":"${'x'.repeat(1_048_577)}"`)).toBeNull()
+    expect(read(`"result":"${'é'.repeat(524_289)}"`)).toBeNull()
+    expect(read(`"result":"x","more":"${'x'.repeat(8 * 1_048_576)}"`)).toBeNull()
+    const limits = { max_attempts: 1e9, timeout_ms: 0, retention_s: 1e12, traceparent: 'x'.repeat(1e5) }
+    expect(readRecord(JSON.stringify({ result: 'x', status_code: 200, ...limits }))).toEqual({
+      ...{ result: 'x', status_code: 200 },
+    })
+  })
+
+  test('a result in JSON that is nested beyond all measure stays text', () => {
+    const record = (levels: number) => ({
+      ...{ result: `${'['.repeat(levels)}${']'.repeat(levels)}`, status_code: 200, content_type: 'application/json' },
+    })
+    expect(decodeResult(record(1_000))).toBeArray()
+    expect(decodeResult(record(1_001))).toBeString()
+  })
+
   test('leaves out what has the wrong type, or is not ours', () => {
     const text =
       '{"result":"x","status_code":200,"status":"done","attempt":-1,"error":"e","parent":{"id":1},"__proto__":{"a":1},"extra":1}'
@@ -100,6 +124,10 @@ describe('readRecord', () => {
     '{"result":"x"}',
     '{"status_code":200}',
     '{"result":"x","status_code":"ok"}',
+    '{"result":"x","status_code":99}',
+    '{"result":"x","status_code":199}',
+    '{"result":"x","status_code":600}',
+    '{"result":NaN,"status_code":200}',
   ])('%p is no record', (text) => {
     expect(readRecord(text)).toBeNull()
   })
@@ -113,6 +141,24 @@ describe('readEnvelope', () => {
       payload: undefined,
       max_attempts: 2,
     })
+  })
+
+  test('takes a parent, a kind and v of what Tasker queued alone, which begins with id and v', () => {
+    const more = '"kind":"sum","payload":1,"parent":{"id":"p","kind":"sequence"},"given":"x"'
+    expect(readEnvelope(`{"task_id":"p.0","v":1,${more}}`)).toMatchObject({ parent: { id: 'p' }, kind: 'sum', v: 1 })
+    for (const text of [
+      `{"task_id":"p.0",${more},"v":1}`,
+      `{"v":1,"task_id":"p.0",${more}}`,
+      `{"task_id":"p.0", "v":1,${more}}`,
+    ]) {
+      expect(readEnvelope(text)).toEqual({ task_id: 'p.0', payload: 1 })
+    }
+  })
+
+  test('leaves nothing but the id of what is beyond the limits of the API', () => {
+    for (const more of ['"max_attempts":0', '"timeout_ms":1e10', `"deep":${'['.repeat(102)}${']'.repeat(102)}`]) {
+      expect(readEnvelope(`{"task_id":"a","payload":1,${more}}`)).toEqual({ task_id: 'a', payload: undefined })
+    }
   })
 
   test.each(['', 'rubbish', '[]', '{}', '{"task_id":7}', '{"task_id":""}'])('%p is no envelope', (text) => {

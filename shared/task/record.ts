@@ -1,10 +1,13 @@
 import { areAttempts } from './attempts.ts'
 import { type Contract, redact } from './define.ts'
+import { isOption, judgeForeign, parseObject } from './foreign.ts'
+import { isDeeperThan, isTraceparent, MAX_RESULT_DEPTH } from './limits.ts'
 import {
   type Envelope,
   FINAL_STATES,
   type FinalRecord,
   type FinalState,
+  isOurs,
   PRIORITIES,
   type ResumePoint,
   type TaskError,
@@ -96,9 +99,9 @@ function encodeResult(result: unknown): Pick<FinalRecord, 'result' | 'content_ty
   return { result: JSON.stringify(result) ?? 'null', content_type: 'application/json' }
 }
 
-/** The result that a record holds: parsed when it says that it is JSON, else the text. */
+/** The result that a record holds: parsed when it says that it is JSON, and is not nested beyond all measure, else the text. */
 export function decodeResult(record: FinalRecord): unknown {
-  if (record.content_type !== 'application/json') return record.result
+  if (record.content_type !== 'application/json' || isDeeperThan(MAX_RESULT_DEPTH, record.result)) return record.result
   try {
     return JSON.parse(record.result)
   } catch {
@@ -108,31 +111,47 @@ export function decodeResult(record: FinalRecord): unknown {
 
 /**
  * Reads a final record, which any program may have written. A result that is not text is taken as JSON, a status code may be written as
- * text, and fields of ours that have the wrong type are left out. Null when it has no result or no status code.
+ * text, and fields of ours that have the wrong type are left out. Null when it has no result or no status code, or is beyond the limits of the API.
  */
 export function readRecord(text: string): FinalRecord | null {
-  const value = parseObject(text)
-  if (value === null || value['result'] === undefined) return null
-  const code = value['status_code']
-  // An object would be asked for its own `toString`, whatever that is.
-  const statusCode = typeof code === 'string' || typeof code === 'number' ? Number(code) : Number.NaN
-  if (!Number.isInteger(statusCode)) return null
+  const { value } = judgeForeign('record', text)
+  if (value === null) return null
   const known = fitting(value, RECORD_FIELDS)
-  return { ...known, ...withType(encodeResult(value['result']), known['content_type']), status_code: statusCode }
+  return {
+    ...known,
+    ...withType(encodeResult(value['result']), known['content_type']),
+    status_code: Number(value['status_code']),
+  }
 }
 
-/** Reads an envelope, which any program may have sent. Fields of ours that have the wrong type are left out. Null when it has no id. */
+/** Characters that are kept of a text that is no final record. */
+const MAX_UNREADABLE = 10_000
+
+/** As much of a text that is no final record as shows what it is. */
+export function beginningOf(text: string): string {
+  return text.slice(0, MAX_UNREADABLE).toWellFormed()
+}
+
+/**
+ * Reads an envelope, which any program may have sent. Null when it has no id. Of a foreign one that `judgeForeign` refuses, nothing but the id is left, and it
+ * never makes its task a child: only what Tasker queued is counted by a parent.
+ */
 export function readEnvelope(text: string): Envelope | null {
   const value = parseObject(text)
   const id = value?.['task_id']
   if (value === null || typeof id !== 'string' || id === '') return null
+  if (!isOurs({ id, envelope: text })) return foreignEnvelope(id, text)
   // Nearly always all of it fits: only what does not is taken out.
   for (const name of Object.keys(value)) {
     if (ENVELOPE_FIELDS.get(name)?.(value[name]) === false) delete value[name]
   }
-  // Only what Tasker queued is counted by a parent: a foreign envelope cannot make itself somebody's child.
-  if (value['v'] !== 1 && value['parent'] !== undefined) delete value['parent']
   return value as unknown as Envelope
+}
+
+function foreignEnvelope(id: string, text: string): Envelope {
+  const { value } = judgeForeign('envelope', text)
+  if (value === null) return { task_id: id, payload: undefined }
+  return { ...fitting(value, FOREIGN_FIELDS), task_id: id, payload: value['payload'] }
 }
 
 type Fits = (value: unknown) => boolean
@@ -165,24 +184,40 @@ const isResumePoint: Fits = (value) => {
   return isCallCount(calls) && isOrder(order) && Array.isArray(keep) && keep.every(isRange)
 }
 
-const SHARED_FIELDS = {
-  kind: isText,
+const isOptionOf =
+  (name: string): Fits =>
+  (value) =>
+    isOption(name, value)
+
+/** What a foreign producer may say beside id and payload: the list tells the rest. */
+const FOREIGN = {
   created_at: isCount,
   priority: isOneOf(PRIORITIES),
-  max_attempts: isCount,
-  timeout_ms: isCount,
-  retention_s: isCount,
-  parent: isObjectWith('id', 'kind'),
-  traceparent: isText,
-  given: isText,
+  max_attempts: isOptionOf('max_attempts'),
+  timeout_ms: isOptionOf('timeout_ms'),
+  retention_s: isOptionOf('retention_s'),
+  traceparent: isTraceparent,
   attempts: areAttempts,
 }
+const FOREIGN_FIELDS = new Map<string, Fits>(Object.entries(FOREIGN))
 
-const ENVELOPE_FIELDS = new Map<string, Fits>(Object.entries({ ...SHARED_FIELDS, v: isOneOf([1]) }))
+const OURS = { kind: isText, parent: isObjectWith('id', 'kind'), given: isText }
+
+const ENVELOPE_FIELDS = new Map<string, Fits>(
+  Object.entries({
+    ...FOREIGN,
+    ...OURS,
+    // A handler may give its children other limits than callers may.
+    max_attempts: isCount,
+    timeout_ms: isCount,
+    v: isOneOf([1]),
+  }),
+)
 
 const RECORD_FIELDS = new Map<string, Fits>(
   Object.entries({
-    ...SHARED_FIELDS,
+    ...FOREIGN,
+    ...OURS,
     content_type: isText,
     status: isOneOf(FINAL_STATES),
     error: isObjectWith('type', 'message'),
@@ -209,15 +244,4 @@ function fitting(value: Record<string, unknown>, fields: ReadonlyMap<string, Fit
 
 function withType(encoded: Pick<FinalRecord, 'result' | 'content_type'>, given: unknown) {
   return encoded.content_type === undefined && typeof given === 'string' ? { ...encoded, content_type: given } : encoded
-}
-
-function parseObject(text: string): Record<string, unknown> | null {
-  try {
-    const value: unknown = JSON.parse(text)
-    return typeof value === 'object' && value !== null && !Array.isArray(value)
-      ? (value as Record<string, unknown>)
-      : null
-  } catch {
-    return null
-  }
 }

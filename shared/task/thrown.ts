@@ -1,4 +1,5 @@
 import { ChildFailed, InvalidInput, type Issue, PermanentError, RetryLater, TaskerError } from './errors.ts'
+import { isStatusCode } from './limits.ts'
 import type { Mask } from './mask.ts'
 import type { TaskError } from './task.ts'
 
@@ -85,7 +86,7 @@ export function decodeThrown(thrown: Thrown): Error {
 
 /** A status code as an answer may have it: a handler may give anything. */
 export function statusCodeOf(value: unknown): number {
-  return Number.isInteger(value) && Number(value) >= 100 && Number(value) <= 599 ? Number(value) : 500
+  return isStatusCode(value) ? value : 500
 }
 
 function finite<Name extends string>(name: Name, value: unknown): Partial<Record<Name, number>> {

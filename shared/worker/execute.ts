@@ -21,6 +21,7 @@ import {
   RunAborted,
   TaskerError,
 } from '#shared/task/errors.ts'
+import { judgeForeign } from '#shared/task/foreign.ts'
 import { copyJson, toJson } from '#shared/task/json.ts'
 import { createMask, type Mask, NO_MASK } from '#shared/task/mask.ts'
 import { buildRecord, readEnvelope } from '#shared/task/record.ts'
@@ -108,6 +109,7 @@ class ClaimedRun implements Execution {
   readonly #store: RunStore
   readonly #implementation: Implementation | undefined
   readonly #envelope: Envelope | null
+  #isOurs = false
   #run: Run | null = null
   #course: Course | null = null
   /** Hides the secrets of the payload, as it came: the handler may change it. */
@@ -139,7 +141,8 @@ class ClaimedRun implements Execution {
 
   #start(): Outcome | null | Promise<Outcome | null> {
     const { claimed } = this
-    const problem = refuse(claimed, this.#envelope, this.#implementation?.contract)
+    this.#isOurs = isOurs(claimed)
+    const problem = refuse(claimed, this.#envelope, this.#implementation?.contract, this.#isOurs)
     if (problem || !this.#envelope || !this.#implementation) return this.#failed(problem)
     const { contract } = this.#implementation
     try {
@@ -162,7 +165,7 @@ class ClaimedRun implements Execution {
 
   /** The payload for the handler, which may change it. Ours was parsed where it came in. */
   #read(contract: Contract, payload: unknown): unknown {
-    if (!isOurs(this.claimed)) return parsePayload(contract, payload)
+    if (!this.#isOurs) return parsePayload(contract, payload)
     return fromStored(contract.json.input, copyJson(payload))
   }
 
@@ -392,16 +395,20 @@ const MIN_PUT_OFF_MS = 5_000
 const MAX_PUT_OFF_MS = 300_000
 
 /** Why a claimed task cannot be run at all. */
-function refuse(claimed: Claimed, envelope: Envelope | null, contract: Contract | undefined): PermanentError | null {
+function refuse(
+  claimed: Claimed,
+  envelope: Envelope | null,
+  contract: Contract | undefined,
+  isOurs: boolean,
+): PermanentError | null {
   const { id, kind } = claimed
+  const unfit = (why: string) =>
+    new PermanentError(`The envelope of ${kind} task ${id} ${why}.`, { statusCode: 422, code: 'bad_envelope' })
   if (!contract)
     return new PermanentError(`This worker has no handler for ${kind} (task ${id}).`, { code: 'unknown_kind' })
-  if (!envelope || envelope.task_id !== id) {
-    return new PermanentError(`The envelope of ${kind} task ${id} names its id in two ways.`, {
-      statusCode: 422,
-      code: 'bad_envelope',
-    })
-  }
+  const { issues } = isOurs ? { issues: null } : judgeForeign('envelope', claimed.envelope)
+  if (issues) return unfit(`does not fit: ${issues.map(({ path, message }) => `${path}: ${message}`).join('; ')}`)
+  if (!envelope || envelope.task_id !== id) return unfit('names its id in two ways')
   const maxAttempts = envelope.max_attempts ?? contract.retry.maxAttempts
   if (claimed.attempt > maxAttempts) {
     return new PermanentError(

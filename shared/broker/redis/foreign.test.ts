@@ -175,6 +175,178 @@ describe('foreign producers and workers', () => {
     expect((await broker.get(['s1']))[0]?.live).toMatchObject({ state: 'waiting', pending: 1 })
   })
 
+  /** A parent that waits for its child, which nobody runs. */
+  async function waitingParent() {
+    const envelope = encodeEnvelope({ task_id: 's1', kind: 'sequence', payload: { n: 1 } })
+    await broker.enqueue([{ id: 's1', kind: 'sequence', priority: 'normal', envelope }])
+    await drain([sequence])
+    await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 60_000, takeBack: false })
+    expect((await broker.get(['s1']))[0]?.live).toMatchObject({ state: 'waiting', pending: 1 })
+  }
+  const commands = async () => Number(/total_commands_processed:(\d+)/.exec(await foreign.info('stats'))?.[1])
+  const parent = { id: 's1', kind: 'sequence' }
+
+  test.each([
+    ['with v further on', JSON.stringify({ task_id: 'x', payload: { num1: 1, num2: 1 }, parent, v: 1 })],
+    ['with v after a space', `{"task_id":"x", "v":1,"payload":{"num1":1,"num2":1},"parent":${JSON.stringify(parent)}}`],
+    ['with v first', JSON.stringify({ v: 1, task_id: 'x', payload: { num1: 1, num2: 1 }, parent })],
+    ['with v twice', `{"task_id":"x","payload":{"num1":1,"num2":1},"parent":${JSON.stringify(parent)},"v":2,"v":1}`],
+    [
+      'alone in its group',
+      JSON.stringify({ task_id: 'x', payload: { num1: 1, num2: 1 }, parent: { ...parent, group: 'one' }, v: 1 }),
+    ],
+  ])('an envelope that claims to be a child, %s, does not wake the parent, and nothing spins', async (_, text) => {
+    await waitingParent()
+    await foreign.lpush('sum_task_queue', text)
+    const before = await commands()
+    const worker = createWorker({ broker, clock, implementations: [sum, sequence], keyring: null, log: silentLog })
+    expect((await worker.drain({ maxTasks: 50 })).ran).toBe(1)
+    expect((await commands()) - before).toBeLessThan(60)
+    expect((await broker.get(['s1']))[0]?.live).toMatchObject({ state: 'waiting', pending: 1 })
+    expect(JSON.parse((await broker.get(['x']))[0]?.record ?? '')).toMatchObject({ result: '2' })
+    expect((await broker.get(['x']))[0]?.record).not.toContain('parent')
+  })
+
+  test('an envelope that begins as ours do, with an id of escapes, is dropped: nobody queued it', async () => {
+    await waitingParent()
+    for (const id of ['a"b', 'a\\b', '\\"', 'a\tb'])
+      await foreign.lpush('sum_task_queue', encodeEnvelope({ task_id: id, payload: { num1: 1, num2: 1 }, parent }))
+    // Without a word of its own of whose it is.
+    await foreign.lpush('sum_task_queue', '{"task_id":"c\\"d","payload":{"num1":1,"num2":1},"v":1}')
+    const worker = createWorker({ broker, clock, implementations: [sum, sequence], keyring: null, log: silentLog })
+    expect((await worker.drain({ maxTasks: 50 })).ran).toBe(1)
+    expect((await broker.get(['s1']))[0]?.live).toMatchObject({ state: 'waiting', pending: 1 })
+    expect((await foreign.hkeys('tasks')).sort()).toEqual(['c"d'])
+  })
+
+  test('children of a task whose id has escapes are its children all the same', async () => {
+    await foreign.lpush('sequence_task_queue', JSON.stringify({ task_id: 'q"\\', payload: { n: 3 } }))
+    await drain()
+    expect(JSON.parse((await broker.get(['q"\\']))[0]?.record ?? '')).toMatchObject({ result: '6', calls: 3 })
+  })
+
+  test('an id with a dot, that nobody queued, is kept aside: it would be taken for a call of its parent', async () => {
+    await waitingParent()
+    const ids = ['s1.0', 's1.1', 's1.0.0', 'nobody.0', '.', 'ü.ü', 'a\\".0']
+    for (const id of ids)
+      await foreign.lpush('sum_task_queue', JSON.stringify({ task_id: id, payload: { num1: 40, num2: 2 } }))
+    expect(await drain()).toBe(0)
+    // The first one is live: what is queued of it counts, not what was pushed.
+    expect(await stats('sum')).toMatchObject({ broken: ids.length - 1, queued: 0, succeeded: 0 })
+    expect(await foreign.hlen('tasks')).toBe(0)
+    clock.advance(60_000)
+    await drain()
+    expect(JSON.parse((await broker.get(['s1']))[0]?.record ?? '')).toMatchObject({ result: '1', status_code: 200 })
+  })
+
+  test.each([
+    [
+      'payload',
+      `{"task_id":"a","payload":${'['.repeat(20_000)}${']'.repeat(20_000)}}`,
+      'Nested deeper than 100 levels',
+    ],
+    [
+      'payload of 101 levels',
+      `{"task_id":"a","payload":${'['.repeat(101)}${']'.repeat(101)}}`,
+      'Nested deeper than 100 levels',
+    ],
+    [
+      'size',
+      JSON.stringify({ task_id: 'a', payload: { num1: 1, num2: 2, more: 'x'.repeat(1_048_577) } }),
+      'Larger than 1048576 bytes',
+    ],
+    ['NaN', '{"task_id":"a","payload":{"num1":NaN,"num2":1}}', 'NaN'],
+    [
+      'max_attempts',
+      '{"task_id":"a","payload":{"num1":1,"num2":1},"max_attempts":1000000000}',
+      'max_attempts: Expected a whole number from 1 to 100',
+    ],
+    [
+      'no attempt',
+      '{"task_id":"a","payload":{"num1":1,"num2":1},"max_attempts":0}',
+      'max_attempts: Expected a whole number from 1 to 100',
+    ],
+    ['attempts as text', '{"task_id":"a","payload":{"num1":1,"num2":1},"max_attempts":"5"}', 'max_attempts'],
+    [
+      'timeout_ms',
+      '{"task_id":"a","payload":{"num1":1,"num2":1},"timeout_ms":0}',
+      'timeout_ms: Expected a whole number from 1 to 86400000',
+    ],
+    ['retention_s', '{"task_id":"a","payload":{"num1":1,"num2":1},"retention_s":1e300}', 'retention_s: Expected'],
+    [
+      'two of them',
+      '{"task_id":"a","payload":{"num1":1,"num2":1},"timeout_ms":-1,"retention_s":0.5}',
+      'timeout_ms: Expected a whole number from 1 to 86400000; retention_s',
+    ],
+  ])(
+    'an envelope beyond the limits of the API (%s) is a 422 that says so, without its payload',
+    async (_, text, says) => {
+      await foreign.lpush('sum_task_queue', text)
+      expect(await drain()).toBe(1)
+      const record = JSON.parse((await broker.get(['a']))[0]?.record ?? '')
+      expect(record).toMatchObject({ status: 'failed', status_code: 422, error: { type: 'bad_envelope' } })
+      expect(record.result).toContain(says)
+      expect(record).not.toHaveProperty('payload')
+      expect(JSON.stringify(record).length).toBeLessThan(600)
+    },
+  )
+
+  test('an envelope at the limits of the API is run, and options that are null are left out', async () => {
+    const deep = (levels: number) => JSON.parse(`${'['.repeat(levels)}${']'.repeat(levels)}`)
+    const payload = { num1: 1, num2: 1, deep: deep(99) }
+    const options = { max_attempts: 100, timeout_ms: 86_400_000, retention_s: 0 }
+    await foreign.lpush('sum_task_queue', JSON.stringify({ task_id: 'a', payload, ...options }))
+    const none = { max_attempts: null, timeout_ms: null, retention_s: null, traceparent: 'x'.repeat(1_000), given: 'y' }
+    await foreign.lpush('sum_task_queue', JSON.stringify({ task_id: 'b', payload: { num1: 1, num2: 1 }, ...none }))
+    expect(await drain()).toBe(2)
+    expect(JSON.parse((await broker.get(['a']))[0]?.record ?? '')).toMatchObject({ result: '2', ...options })
+    const record = JSON.parse((await broker.get(['b']))[0]?.record ?? '')
+    expect(record).toMatchObject({ result: '2' })
+    for (const name of Object.keys(none)) expect(record).not.toHaveProperty(name)
+  })
+
+  test.each([
+    ['a status code of 99', '{"result":"1","status_code":99}'],
+    ['a status code of 600', '{"result":"1","status_code":600}'],
+    ['a status code of 1xx', '{"result":"1","status_code":"102"}'],
+    ['no text', '{"result":NaN,"status_code":200}'],
+    ['levels without end', `{"result":${'['.repeat(20_000)}${']'.repeat(20_000)},"status_code":200}`],
+    ['a result without end', JSON.stringify({ result: 'x'.repeat(1_048_577), status_code: 200 })],
+    ['a step', '{"result":"1","status_code":200,"step":"sleep"}'],
+    [
+      'levels in its text',
+      JSON.stringify({
+        result: `${'['.repeat(20_000)}${']'.repeat(20_000)}`,
+        status_code: 200,
+        content_type: 'application/json',
+      }),
+    ],
+  ])('a record of a child with %s fails its parent, and nothing spins', async (_, text) => {
+    await waitingParent()
+    await foreign.hset('tasks', 's1.0', text)
+    await sweep()
+    const before = await commands()
+    const worker = createWorker({ broker, clock, implementations: [sum, sequence], keyring: null, log: silentLog })
+    expect((await worker.drain({ maxTasks: 50 })).ran).toBe(1)
+    expect((await commands()) - before).toBeLessThan(60)
+    const record = JSON.parse((await broker.get(['s1']))[0]?.record ?? '')
+    expect(record).toMatchObject({ status: 'failed', status_code: 500 })
+    expect(JSON.stringify(record).length).toBeLessThan(25_000)
+    expect((await broker.get(['s1.0']))[0]?.record?.length).toBeLessThan(50_000)
+  })
+
+  test('a record that names a parent, limits beyond the API and a time of its own does not keep itself for ever', async () => {
+    const envelope = encodeEnvelope({ task_id: 'b1', kind: 'sum', payload: { num1: 3, num2: 5 } })
+    await broker.enqueue([{ id: 'b1', kind: 'sum', priority: 'normal', envelope }])
+    await foreign.rpop('sum_task_queue')
+    const more = { parent: { id: 'nobody', kind: 'sum' }, retention_s: 1e12, max_attempts: 1e9 }
+    await foreign.hset('tasks', 'b1', JSON.stringify({ result: '8', status_code: 200, ...more }))
+    await sweep()
+    clock.advance(DEFAULT_RETENTION_S * 1_000)
+    await sweep()
+    expect(await broker.get(['b1'])).toEqual([null])
+  })
+
   test('broken envelopes never stop a worker: recorded where there is an id, else kept aside and counted', async () => {
     const broken = [
       '',

@@ -63,8 +63,15 @@ local function isText(id)
   return not find(id, '[\128-\255]')
 end
 
--- The id of an envelope, and whether it is one of ours. Those begin with it, as most others do; the rest must be read, and nothing but its task_id is used.
--- An envelope that names another id further on is found out by the worker.
+-- Whether an envelope begins as ours do, with an id that has escapes in it.
+local function isEscapedOurs(envelope)
+  local stop = sub(envelope, 1, 12) == '{"task_id":"' and find(envelope, '","v":1,', 13, true)
+  return stop and not find(string.gsub(sub(envelope, 13, stop - 1), '\\.', ''), '"', 1, true) or false
+end
+
+-- The id of an envelope, and whether it is one of ours: whatever isOurs (task.ts) takes for one must be one here, since only here can tell that nobody queued it.
+-- Those begin with their id, as most others do; the rest must be read, and nothing but its task_id is used. An envelope that names another id further on is found
+-- out by the worker.
 local function idOf(envelope)
   -- As nearly all are; then any that can be told without decoding.
   local id, mark = match(envelope, '^{"task_id":"([%w.-]+)",("?v?"?:?1?,?)')
@@ -74,7 +81,13 @@ local function idOf(envelope)
   if id and #id <= 256 and isText(id) then return id, false end
   local ok, decoded = pcall(cjson.decode, envelope)
   id = ok and type(decoded) == 'table' and decoded.task_id
-  if type(id) == 'string' and #id > 0 and #id <= 256 and not find(id, '%c') and isText(id) then return id, false end
+  if type(id) == 'string' and #id > 0 and #id <= 256 and not find(id, '%c') and isText(id) then return id, isEscapedOurs(envelope) end
+end
+
+-- Keeps aside what nobody can run, the newest 1,000 of it.
+local function keepAside(kind, envelope)
+  call('LPUSH', of(kind, BROKEN), envelope)
+  call('LTRIM', of(kind, BROKEN), 0, 999)
 end
 
 local function claim()
@@ -114,8 +127,7 @@ local function claim()
         ids[n], ours[n], envelopes[n] = id, isOurs, envelope
         if not isOurs then foreign[#foreign + 1] = id end
       else
-        call('LPUSH', of(kind, BROKEN), envelope)
-        call('LTRIM', of(kind, BROKEN), 0, 999)
+        keepAside(kind, envelope)
       end
     end
     local ended, dropped = {}, 0
@@ -125,7 +137,13 @@ local function claim()
     local unknown = first .. ' 0 0 0 ' .. priorityOf[popped[1]] .. ' ' .. kinds[kind] .. ' -\n'
     for i, value in ipairs(fetch(LIVE, ids)) do
       local id, mine = ids[i], nil
-      if not value then mine = not ours[i] and not ended[id] and unknown .. envelopes[i]
+      if not value then
+        -- Only their parent makes children: an id with a dot that nobody knows would be taken for its call.
+        mine = not ours[i] and not ended[id] and unknown .. envelopes[i]
+        if mine and find(id, '.', 1, true) then
+          keepAside(kind, envelopes[i])
+          mine = nil
+        end
       elseif sub(value, 1, 11) == 'queued - 0 ' then mine = first .. sub(value, 11)
       elseif sub(value, 1, 9) == 'queued - ' then mine = again .. sub(value, 10) end
       if mine and not taken[id] then
