@@ -1,7 +1,7 @@
 import * as z from 'zod'
 import { type Contract, issuesOf, type PayloadOf, parsePayload } from '#shared/task/define.ts'
 import { InvalidInput, type Issue } from '#shared/task/errors.ts'
-import { DAY_MS, MAX_ATTEMPTS, MAX_RETENTION_S, MAX_TIMEOUT_MS } from '#shared/task/limits.ts'
+import { MAX_ATTEMPTS, MAX_DELAY_MS, MAX_RETENTION_S, MAX_TIMEOUT_MS } from '#shared/task/limits.ts'
 import { mayHaveField } from '#shared/task/schema.ts'
 import { PRIORITIES } from '#shared/task/task.ts'
 
@@ -10,11 +10,7 @@ const optionsSchema = z
   .strictObject({
     priority: z.enum(PRIORITIES).optional(),
     /** Milliseconds to wait before the task is queued. */
-    delay_ms: z
-      .int()
-      .min(0)
-      .max(365 * DAY_MS)
-      .optional(),
+    delay_ms: z.int().min(0).max(MAX_DELAY_MS).optional(),
     /** When the task is queued: ISO 8601 with a zone, or milliseconds since the epoch. */
     run_at: z
       .union([z.int().min(0).max(8.64e15), z.iso.datetime({ offset: true }).transform((text) => Date.parse(text))], {

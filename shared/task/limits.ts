@@ -12,10 +12,11 @@ export const MAX_TEXT_BYTES = 1_048_576
 /** Runs of a task in all. */
 export const MAX_ATTEMPTS = 100
 
-export const DAY_MS = 86_400_000
+/** The longest time limit of a stretch of running, in ms: a day. */
+export const MAX_TIMEOUT_MS = 86_400_000
 
-/** The longest time limit of a stretch of running, in ms. */
-export const MAX_TIMEOUT_MS = DAY_MS
+/** The longest time before a task is queued, in ms: 365 days. */
+export const MAX_DELAY_MS = 365 * 86_400_000
 
 /** The longest time that a result is kept, in seconds: 100 years. */
 export const MAX_RETENTION_S = 100 * 31_536_000
