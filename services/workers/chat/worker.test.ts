@@ -7,7 +7,7 @@ import conversation from '#services/workers/conversation/worker.ts'
 import { cancelTree } from '#shared/broker/tree.ts'
 import { createAuth } from '#shared/http/auth.ts'
 import { createLogger } from '#shared/runtime/log.ts'
-import { createKeyring, newKey } from '#shared/runtime/seal.ts'
+import { createKeyring, type Keyring, newKey } from '#shared/runtime/seal.ts'
 import { type Durable, type DurableStore, durableStores } from '#shared/test/durable-stores.ts'
 import { findForms, formsOf } from '#shared/test/forms.ts'
 import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
@@ -21,6 +21,7 @@ describe.each(durableStores)('chat and conversation on $name', ({ start }) => {
   let clock: ManualClock
   let store: DurableStore
   let lines: string[]
+  let keyring: Keyring
   let bodies: string[]
   let post: (path: string, body: unknown) => Promise<string>
   let get: (id: string) => Promise<Record<string, unknown>>
@@ -41,7 +42,7 @@ describe.each(durableStores)('chat and conversation on $name', ({ start }) => {
     lines = []
     bodies = []
     store = await durable.open({ now: clock.now })
-    const keyring = await createKeyring([newKey()])
+    keyring = await createKeyring([newKey()])
     const log = createLogger('debug', (line) => lines.push(line))
     const auth = await createAuth([])
     const deps = { broker: store.broker, contracts, log, auth, now: clock.now }
@@ -207,5 +208,166 @@ describe.each(durableStores)('chat and conversation on $name', ({ start }) => {
     await drain()
     await cancelTree({ broker: store.broker, contracts, now: clock.now }, id)
     expect(await get(id)).toMatchObject({ status: 'cancelled', payload: { api_key: '[sealed]' } })
+  })
+
+  /** A provider of its own, and a worker that asks it. */
+  async function oddProvider(answer: (request: Request) => Response | Promise<Response>) {
+    const provider = Bun.serve({ port: 0, hostname: '127.0.0.1', fetch: answer })
+    const worker = createWorker({
+      ...{ broker: store.broker, clock, log: createLogger('debug', (line) => lines.push(line)), random: () => 0 },
+      keyring,
+      implementations: [createChat({ baseUrl: `${provider.url.href}v1`, model: 'test-model', now: clock.now })],
+    })
+    /** Asks until the task has ended. */
+    const asked = async () => {
+      const id = await ask()
+      for (let attempt = 1; attempt <= 5; attempt++) {
+        await worker.drain()
+        clock.advance(300_000)
+      }
+      return get(id)
+    }
+    return { asked, worker, [Symbol.asyncDispose]: () => provider.stop(true) }
+  }
+  const html = (body: string) => new Response(body, { headers: { 'Content-Type': 'text/html' } })
+
+  test.each([
+    [
+      'no choices',
+      () => Response.json({ id: 'x', note: `for ${KEY}` }),
+      1,
+      'without a choice: {"id":"x","note":"for [sealed]"}',
+    ],
+    ['an empty list of choices', () => Response.json({ choices: [] }), 1, 'without a choice: {"choices":[]}'],
+    ['a choice without a message', () => Response.json({ choices: [null] }), 1, 'without a choice: {"choices":[null]}'],
+    ['choices that are no list', () => Response.json({ choices: { 0: 1 } }), 1, 'without a choice'],
+    [
+      'an error in place of an answer',
+      () => Response.json({ error: { message: `No credit, ${KEY}.` } }),
+      1,
+      'without a choice: No credit, [sealed].',
+    ],
+    ['a text', () => Response.json('Hello'), 1, 'without a choice: "Hello"'],
+    ['null', () => Response.json(null), 1, 'without a choice: null'],
+    [
+      'a page',
+      () => html(`<html>\n<h1>Log in,   ${KEY}</h1>`),
+      1,
+      'something else than JSON: <html> <h1>Log in, [sealed]</h1>',
+    ],
+    [
+      'a page that says it is JSON',
+      () => new Response('<html>', { headers: { 'Content-Type': 'application/json' } }),
+      1,
+      'something else than JSON: <html>',
+    ],
+    ['nothing', () => new Response('', { headers: { 'Content-Type': 'application/json' } }), 5, 'an empty answer'],
+    ['no content', () => new Response(null, { status: 204 }), 5, 'an empty answer'],
+    [
+      'JSON that is cut',
+      () =>
+        new Response(`{"choices":[{"message":{"content":"${KEY}`, { headers: { 'Content-Type': 'application/json' } }),
+      5,
+      'breaks off, or is no JSON: {"choices":[{"message":{"content":"[sealed]',
+    ],
+    [
+      'a page with 503',
+      () => new Response(`<html>${KEY}${'x'.repeat(100_000)}`, { status: 503 }),
+      5,
+      '503 <html>[sealed]xxx',
+    ],
+    [
+      'a redirect',
+      () => new Response(null, { status: 302, headers: { Location: `https://elsewhere.example/?k=${KEY}` } }),
+      1,
+      '(status 302) to https://elsewhere.example/?k=[sealed]: set OPENAI_BASE_URL',
+    ],
+    [
+      'a refusal',
+      () => Response.json({ choices: [{ message: { content: null, refusal: 'I would rather not.' } }] }),
+      1,
+      'The model gave no text: I would rather not.',
+    ],
+    [
+      'no text',
+      () => Response.json({ choices: [{ message: { content: null }, finish_reason: 'length' }] }),
+      1,
+      'The model gave no text: length',
+    ],
+    ['more than anybody reads', () => html('x'.repeat(5_000_000)), 1, 'has more than 4194304 bytes'],
+  ] as [string, () => Response, number, string][])(
+    'a provider that answers with %s is a 502, in a sentence and its own words',
+    async (_, answer, attempts, says) => {
+      let asks = 0
+      await using provider = await oddProvider(() => {
+        asks++
+        return answer()
+      })
+      const task = await provider.asked()
+      expect(task).toMatchObject({ status: 'failed', status_code: 502, attempt: attempts })
+      const { message } = task['error'] as { message: string }
+      expect(message).toContain(says)
+      expect(message).not.toMatch(/undefined|evaluating|SyntaxError|is not/)
+      expect(message.length).toBeLessThan(700)
+      expect(asks).toBe(attempts)
+    },
+  )
+
+  test('a provider that answers at length, and then stops, is given up at the time limit', async () => {
+    const began = Promise.withResolvers<void>()
+    await using provider = await oddProvider(() => {
+      const body = new ReadableStream({
+        start(controller) {
+          controller.enqueue(new TextEncoder().encode('{"choices":[{"message":'))
+          began.resolve()
+        },
+      })
+      return new Response(body, { headers: { 'Content-Type': 'application/json' } })
+    })
+    const id = await ask()
+    const stop = new AbortController()
+    const draining = provider.worker.drain({}, stop.signal)
+    await began.promise
+    await cancelTree({ broker: store.broker, contracts, now: clock.now }, id)
+    clock.advance(30_000)
+    await draining
+    expect(await get(id)).toMatchObject({ status: 'cancelled' })
+  })
+
+  test('each attempt sends the key that names the task, so that a provider can tell that it is the same question', async () => {
+    const keys: (string | null)[] = []
+    await using provider = await oddProvider((request) => {
+      keys.push(request.headers.get('Idempotency-Key'))
+      if (keys.length < 3) return new Response('Busy.', { status: 503 })
+      return Response.json({ choices: [{ message: { content: 'Scattering.' } }] })
+    })
+    const task = await provider.asked()
+    expect(task).toMatchObject({ status: 'succeeded', attempt: 3 })
+    expect(keys).toEqual([task['task_id'], task['task_id'], task['task_id']] as string[])
+  })
+
+  test('ids and keys that no header may have are no error of a header', async () => {
+    const keys: (string | null)[] = []
+    await using provider = await oddProvider((request) => {
+      keys.push(request.headers.get('Idempotency-Key'))
+      return Response.json({ choices: [{ message: { content: 'Scattering.' } }] })
+    })
+    const add = (id: string, api_key: string) => {
+      const envelope = JSON.stringify({ task_id: id, v: 1, kind: 'chat', payload: { question: 'Why?', api_key } })
+      return store.broker.enqueue([{ id, kind: 'chat', priority: 'normal', envelope }])
+    }
+    await add('日本 "1"', 'in-clear')
+    for (const [index, key] of ['schlüssel', 'a\nb', '日本'].entries()) await add(`wrong-${index}`, key)
+    await provider.worker.drain()
+    expect(await get(encodeURIComponent('日本 "1"'))).toMatchObject({ status: 'succeeded' })
+    expect(keys).toEqual([encodeURIComponent('日本 "1"')])
+    for (const index of [0, 1, 2]) {
+      expect(await get(`wrong-${index}`)).toMatchObject({
+        status: 'failed',
+        status_code: 400,
+        attempt: 1,
+        error: { message: 'Invalid API key' },
+      })
+    }
   })
 })
