@@ -2,6 +2,9 @@ import { type Context, Hono } from 'hono'
 import { bodyLimit } from 'hono/body-limit'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Auth } from '#shared/http/auth.ts'
+import { refuseBadHost } from '#shared/http/doors.ts'
+import { sizeHead } from '#shared/http/head.ts'
+import { Problem } from '#shared/http/problem.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import { BadRequest, type Command, commandOfUrl, parseCommand, parseCommands, pathArguments } from './command.ts'
 import { type Connection, NoReply } from './connection.ts'
@@ -40,12 +43,17 @@ export function createApp({ connection, streams, auth, log }: RestDeps): Hono<En
 
   app.onError((error, c) => {
     if (error instanceof BadRequest) return refuse(c, 400, error.message)
+    if (error instanceof Problem) return refuse(c, 400, `ERR ${error.message}`)
     if (error instanceof NoReply)
       return refuse(c, 503, 'ERR Redis does not answer: whether the command was run is not known')
-    log.error('A request failed.', { service: 'rest', method: c.req.method, error: error.name, stack: error.stack })
+    // An error may quote the URL, and the URL may have the token in it.
+    const stack = error.stack?.replace(/(_|%5f)token=[^&\s"'#]*/gi, '_token=[sealed]')
+    log.error('A request failed.', { service: 'rest', method: c.req.method, error: error.name, stack })
     return refuse(c, 500, 'ERR Something went wrong here: the log has more')
   })
 
+  app.use(sizeHead)
+  app.use(refuseBadHost)
   app.get('/healthz', (c) => c.json({ status: 'alive' }))
 
   app.use(async (c, next) => {

@@ -48,10 +48,12 @@ export function commandOfUrl(url: URL, body: Buffer): Command {
   const [name, ...args] = pathArguments(url)
   if (body.length > 0) args.push(body)
   for (const pair of url.search.slice(1).split('&')) {
-    if (pair === '' || pair === '_token' || pair.startsWith('_token=')) continue
+    if (pair === '') continue
     const at = pair.indexOf('=')
     const parts = at < 0 ? [pair] : [pair.slice(0, at), pair.slice(at + 1)]
-    args.push(...parts.map((part) => decode(part.replaceAll('+', ' '))))
+    const decoded = parts.map((part) => decode(part.replaceAll('+', ' ')))
+    // However it is written: it is no argument, and must not get to Redis, where logs may show it.
+    if (String(decoded[0]) !== '_token') args.push(...decoded)
   }
   return { name: String(name).toUpperCase(), args }
 }

@@ -1,6 +1,10 @@
 import { Redis } from 'ioredis'
+import type { Log } from '#shared/runtime/log.ts'
+import { restrict } from './caller.ts'
 import type { Command } from './command.ts'
+import { killScript } from './kill.ts'
 import { type Reply, ReplyError } from './reply.ts'
+import { runsCommands } from './script.ts'
 
 /** Redis gave no reply: it is away, or too slow. Whether it ran the command is unknown. */
 export class NoReply extends Error {
@@ -22,18 +26,63 @@ export interface Connection {
 const ANSWER_TIMEOUT_MS = 30_000
 const CONNECT_TIMEOUT_MS = 5_000
 
-/** Connects by itself, and again when the connection is lost; meanwhile commands fail at once. Resolves when Redis answers, or has failed to. */
-export async function openConnection(url: string): Promise<Connection> {
+/** A script that has not answered within so many ms is stopped: it holds up everybody. */
+const SCRIPT_TIMEOUT_MS = 10_000
+
+export interface ConnectionOptions {
+  url: string
+  /** What callers have: their user of Redis is named after it. */
+  token: string
+  log: Log
+  scriptTimeoutMs?: number
+}
+
+/**
+ * Connects by itself, and again when the connection is lost; meanwhile commands fail at once. Each time it gives up the rights that the URL brings before it carries
+ * anything. Resolves when Redis answers, or has failed to.
+ */
+export async function openConnection(options: ConnectionOptions): Promise<Connection> {
+  const { url, token, log, scriptTimeoutMs = SCRIPT_TIMEOUT_MS } = options
   const redis = connect(url, { commandTimeout: ANSWER_TIMEOUT_MS })
-  await firstAnswer(redis)
+  const opened = Promise.withResolvers<void>()
+  /** The connection that carries commands, by its number; one that is newer is not restricted yet. */
+  let [restricted, connections] = [-1, 0]
+  redis.on('ready', async () => {
+    const mine = ++connections
+    try {
+      await restrict(redis, token, log)
+      restricted = mine
+    } catch {
+      // It was lost meanwhile.
+    }
+    opened.resolve()
+  })
+  for (const event of ['close', 'end']) {
+    redis.on(event, () => {
+      connections++
+      opened.resolve()
+    })
+  }
+  await opened.promise
+  let isKilling = false
+  const kill = async () => {
+    // All that wait behind the script are late, too.
+    if (isKilling) return
+    isKilling = true
+    await killScript(adminOf(url), log)
+    isKilling = false
+  }
+
   return {
     async send(commands) {
+      if (restricted !== connections) throw new NoReply('Redis does not answer.')
       const pipeline = redis.pipeline()
       for (const { name, args } of commands) {
         // Names in capitals pass by the client's own transformations of arguments and replies.
         pipeline.callBuffer(name, [...args])
       }
-      const replies = await pipeline.exec()
+      const late = commands.some(({ name }) => runsCommands(name)) ? setTimeout(kill, scriptTimeoutMs) : undefined
+      const replies = await pipeline.exec().finally(() => clearTimeout(late))
       return (replies ?? []).map(([error, reply]) => {
         if (error === null) return reply as Reply
         if (error.name === 'ReplyError') return new ReplyError(error.message)
@@ -45,6 +94,13 @@ export async function openConnection(url: string): Promise<Connection> {
   }
 }
 
+/** A connection that a Redis takes which is busy with a script: it asks for nothing but to log in. */
+function adminOf(url: string): Redis {
+  const server = new URL(url)
+  server.pathname = ''
+  return connect(server.href, { commandTimeout: CONNECT_TIMEOUT_MS, enableReadyCheck: false, lazyConnect: true })
+}
+
 /** Opens a connection that is only for subscriptions, which it does not renew by itself. */
 export async function openSubscriber(url: string): Promise<Redis> {
   const redis = connect(url, { autoResubscribe: false })
@@ -52,7 +108,10 @@ export async function openSubscriber(url: string): Promise<Redis> {
   return redis
 }
 
-function connect(url: string, options: { commandTimeout?: number; autoResubscribe?: boolean }): Redis {
+function connect(
+  url: string,
+  options: { commandTimeout?: number; autoResubscribe?: boolean; enableReadyCheck?: boolean; lazyConnect?: boolean },
+): Redis {
   const redis = new Redis(url, {
     ...options,
     // The shapes that the REST protocol is made of; integers as digits, none of which is lost.

@@ -10,11 +10,15 @@ import { createStreams } from './stream.ts'
 import { openSubscriptions } from './subscriptions.ts'
 
 /** Starts the endpoint. `stop` ends its streams, answers the requests under way and leaves Redis. */
-export async function startRest(config: RestConfig, log: Log): Promise<Server> {
+export async function startRest(
+  config: RestConfig,
+  log: Log,
+  options: { scriptTimeoutMs?: number } = {},
+): Promise<Server> {
   const auth = await createAuth([{ token: config.token, scopes: [] }])
   if (auth === null) throw new Error('The endpoint has no token.')
   const [connection, subscriptions] = await Promise.all([
-    openConnection(config.redisUrl),
+    openConnection({ url: config.redisUrl, token: config.token, log, ...options }),
     openSubscriptions(config.redisUrl),
   ])
   const close = () => {
@@ -43,6 +47,9 @@ if (import.meta.main) {
     const config = loadRestConfig(process.env)
     const log = createLogger(config.logLevel)
     const server = await startRest(config, log)
+    const whom =
+      'WHO HAS REST_TOKEN CAN READ AND DELETE ALL THAT IS IN THIS REDIS, AND STOP IT WITH A SCRIPT: give it to services of your own alone.'
+    log.warn(whom, { service: 'rest' })
     log.info('Listening.', { service: 'rest', url: server.url })
     await aborted(signal)
     await server.stop()

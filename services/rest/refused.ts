@@ -42,6 +42,23 @@ export function refusal({ name, args }: Command): string | null {
   return allowed.has(subcommand) ? null : text(`${name} ${subcommand}`, 'administration')
 }
 
+/**
+ * The same as rules of Redis for a user, which hold in scripts, too. Of what waits nothing does in a script, and transactions and subscriptions Redis refuses
+ * there by itself.
+ *
+ * @param known The commands of the server: it takes no rule for others.
+ */
+export function rulesFor(known: readonly string[]): string[] {
+  const has = new Set(known.map((name) => name.toUpperCase()))
+  const names = `${COMMANDS.connection} ${COMMANDS.administration}`.split(' ').filter((name) => has.has(name))
+  const partly = Object.entries(SUBCOMMANDS).filter(([name]) => has.has(name))
+  return [
+    ...['+@all', '-@admin'],
+    ...names.map((name) => `-${name}`),
+    ...partly.flatMap(([name, list]) => [`-${name}`, ...list.split(' ').map((subcommand) => `+${name}|${subcommand}`)]),
+  ]
+}
+
 function text(name: string, reason: Reason): string {
   return `ERR Command is not available: '${name}': ${REASONS[reason]}`
 }

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { Redis as TcpRedis } from 'ioredis'
+import { silentLog } from '#shared/runtime/log.ts'
 import { startRedis } from '#shared/test/redis-server.ts'
 import { openConnection } from './connection.ts'
 import { eventually, startEndpoint, TOKEN } from './endpoint.ts'
@@ -175,7 +176,7 @@ test('streams end when the connection to Redis is lost, and a new one begins whe
   const back = await startRedis({ port: redis.port })
   try {
     let again: ReadableStream<Uint8Array> | null = null
-    const asker = await openConnection(back.url)
+    const asker = await openConnection({ url: back.url, token: 't', log: silentLog })
     await eventually(async () => {
       await asker.send([{ name: 'PING', args: [] }])
       again = await streams.open('subscribe', ['c'], signal).catch(() => null)
