@@ -72,8 +72,6 @@ export function readBatch<C extends Contract>(contract: C, body: unknown): Paylo
   return payloads
 }
 
-/** Fields that are named in one error. */
-const MAX_ISSUES = 20
 const WRAPPED = '{"payload": {…}, "options": {…}}'
 
 /** A field that the schema of a kind has by this name is a part of its payload. */
@@ -88,9 +86,7 @@ function unwrap(contract: Contract, body: unknown): { payload: unknown; options:
   }
   // A payload that stands beside fields of the payload is in none of the two forms.
   if (names.some(isOwn)) return { payload: body, options: {}, issues: [beside('payload', contract)] }
-  const issues = names
-    .slice(0, MAX_ISSUES)
-    .map((path) => ({ path, message: `Unknown field beside the payload: send ${WRAPPED}` }))
+  const issues = names.map((path) => ({ path, message: `Unknown field beside the payload: send ${WRAPPED}` }))
   return { payload, options, issues }
 }
 

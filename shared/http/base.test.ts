@@ -7,6 +7,7 @@ import { createAuth, requireScope } from './auth.ts'
 import { createBase } from './base.ts'
 import { jsonOnly, MAX_BODY, wantsText } from './body.ts'
 import { readJson } from './json.ts'
+import { problemAnswer } from './problem.ts'
 import { readQuery } from './query.ts'
 
 async function setup(ready: () => Promise<void> = async () => {}) {
@@ -79,6 +80,15 @@ describe('errors are problem+json', () => {
     expect(logged).toMatchObject({ error: 'StoreUnavailable: enqueue: ECONNREFUSED 10.0.0.1', cause: 'socket closed' })
     expect(logged.stack).toBeUndefined()
   })
+})
+
+test('a validation that finds more than anybody reads tells the first of it, in short', () => {
+  const issues = Array.from({ length: 100_000 }, (_, i) => ({ path: `payload.${i}`, message: 'x'.repeat(1_000) }))
+  const { body } = problemAnswer(new InvalidInput('Does not fit.', issues))
+  const { errors } = JSON.parse(body) as { errors: { path: string; message: string }[] }
+  expect(errors).toHaveLength(101)
+  expect(errors[0]).toEqual({ path: 'payload.0', message: `${'x'.repeat(500)}…` })
+  expect(errors[100]).toEqual({ path: '', message: 'And 99900 more' })
 })
 
 test('the instance of a problem is a URI reference, whatever the path', async () => {

@@ -66,8 +66,20 @@ export function problemAnswer(error: unknown, url?: string): ProblemAnswer {
   const problem = toProblem(error)
   const [status, title] = PROBLEMS[problem.code]
   const type = `urn:tasker:problem:${problem.code.replaceAll('_', '-')}`
-  const errors = problem.issues.length > 0 ? { errors: problem.issues } : {}
+  const errors = problem.issues.length > 0 ? { errors: shortened(problem.issues) } : {}
   return answer(status, problem.headers, { type, title, status, detail: problem.message, instance, ...errors })
+}
+
+/** What of a validation is told: each of a million wrong items would be an answer of many times its request. */
+const MAX_ISSUES = 100
+const MAX_ISSUE_CHARS = 500
+
+function shortened(issues: readonly Issue[]): Issue[] {
+  const short = (text: string) =>
+    text.length > MAX_ISSUE_CHARS ? `${text.slice(0, MAX_ISSUE_CHARS).toWellFormed()}…` : text
+  const told = issues.slice(0, MAX_ISSUES).map(({ path, message }) => ({ path: short(path), message: short(message) }))
+  const more = issues.length - told.length
+  return more > 0 ? [...told, { path: '', message: `And ${more} more` }] : told
 }
 
 /** The path of a URL as a reference of RFC 3986, which allows fewer characters than browsers do, and takes what follows two slashes for a host. */

@@ -1,9 +1,6 @@
 import type { Context } from 'hono'
 import { InvalidInput } from '#shared/task/errors.ts'
 
-/** Parameters that are named in one error. */
-const MAX_ISSUES = 20
-
 /**
  * The parameters of the query that a route knows.
  *
@@ -14,7 +11,7 @@ export function readQuery(c: Context, known: readonly string[]): Record<string, 
   const issues = Object.keys(all)
     .filter((name) => !known.includes(name) || all[name]?.length !== 1)
     .map((name) => ({ path: name, message: known.includes(name) ? 'Given more than once' : unknown(known) }))
-  if (issues.length > 0) throw new InvalidInput('The query does not fit.', issues.slice(0, MAX_ISSUES))
+  if (issues.length > 0) throw new InvalidInput('The query does not fit.', issues)
   return Object.fromEntries(Object.entries(all).map(([name, values]) => [name, values[0] ?? '']))
 }
 
