@@ -11,6 +11,7 @@ import { type ManualClock, manualClock } from '#shared/test/manual-clock.ts'
 import { type RedisServer, startRedis } from '#shared/test/redis-server.ts'
 import { type Implementation, implement } from '#shared/worker/implement.ts'
 import { createWorker } from '#shared/worker/worker.ts'
+import { adopt } from '../adopt.ts'
 import type { Broker, TaskEvent } from '../broker.ts'
 import { sweepOnce } from '../expire.ts'
 import { cancelTree, removeTree } from '../tree.ts'
@@ -180,8 +181,9 @@ describe('foreign producers and workers', () => {
     const envelope = encodeEnvelope({ task_id: 's1', kind: 'sequence', payload: { n: 1 } })
     await broker.enqueue([{ id: 's1', kind: 'sequence', priority: 'normal', envelope }])
     await drain([sequence])
-    await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 60_000, takeBack: false })
+    const { tasks } = await broker.claim({ kinds: ['sum'], limit: 1, leaseMs: 60_000, takeBack: false })
     expect((await broker.get(['s1']))[0]?.live).toMatchObject({ state: 'waiting', pending: 1 })
+    return { id: 's1.0', kind: 'sum', envelope: tasks[0]?.envelope ?? '' }
   }
   const commands = async () => Number(/total_commands_processed:(\d+)/.exec(await foreign.info('stats'))?.[1])
   const parent = { id: 's1', kind: 'sequence' }
@@ -322,9 +324,9 @@ describe('foreign producers and workers', () => {
       }),
     ],
   ])('a record of a child with %s fails its parent, and nothing spins', async (_, text) => {
-    await waitingParent()
-    await foreign.hset('tasks', 's1.0', text)
-    await sweep()
+    const child = await waitingParent()
+    await foreign.hset('tasks', child.id, text)
+    await adopt(broker, [{ ...child, record: text }], clock.now())
     const before = await commands()
     const worker = createWorker({ broker, clock, implementations: [sum, sequence], keyring: null, log: silentLog })
     expect((await worker.drain({ maxTasks: 50 })).ran).toBe(1)
