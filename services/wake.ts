@@ -10,7 +10,10 @@ const WAKE_TIMEOUT_MS = 10_000
 /** A wake-up that is so many ms late ended with its invocation. */
 const LOST_AFTER_MS = 500
 
-/** Wakes workers that are called instead of waiting: once per burst of tasks, after the answer, and one call at a time for each. */
+/**
+ * Wakes workers that are called instead of waiting: once per burst of tasks, after the answer, and one call at a time
+ * for each.
+ */
 export interface Waker {
   wake(kinds: readonly string[], invocation: Pick<Invocation, 'config' | 'log' | 'waitUntil'>): void
 }

@@ -135,7 +135,8 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
       const [stored] = await broker.get([task.id])
       if (!stored) continue
       if (!isSame(contract, stored, creation)) {
-        const detail = `This Idempotency-Key was used before, with another payload or other options, for task ${task.id}. Use a new key.`
+        const before = `with another payload or other options, for task ${task.id}`
+        const detail = `This Idempotency-Key was used before, ${before}. Use a new key.`
         throw new Problem('idempotency_conflict', detail)
       }
       const record = stored.live ? null : readRecord(stored.record)

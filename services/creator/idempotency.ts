@@ -25,8 +25,8 @@ export async function idOfKey(kind: string, key: string): Promise<string> {
 }
 
 /**
- * What is stored of a creation so that it is known when it comes again: nothing where its payload tells all, else a digest of the payload as it was given and
- * of its options. Secrets are left out of it.
+ * What is stored of a creation so that it is known when it comes again: nothing where its payload tells all, else a
+ * digest of the payload as it was given and of its options. Secrets are left out of it.
  */
 export function markOf(contract: Contract, { given, payload, options }: Creation): string | undefined {
   const chosen = chosenOf(options)
@@ -36,8 +36,8 @@ export function markOf(contract: Contract, { given, payload, options }: Creation
 }
 
 /**
- * True when the stored task was created with this payload and these options, secrets aside: they are not kept. A record that a foreign worker wrote has no
- * payload; then the key alone decides.
+ * True when the stored task was created with this payload and these options, secrets aside: they are not kept. A record
+ * that a foreign worker wrote has no payload; then the key alone decides.
  */
 export function isSame(contract: Contract, stored: Stored, creation: Creation): boolean {
   const before = stored.live ? readEnvelope(stored.live.envelope) : readRecord(stored.record)

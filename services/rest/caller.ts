@@ -4,9 +4,10 @@ import type { Log } from '#shared/runtime/log.ts'
 import { rulesFor } from './refused.ts'
 
 /**
- * Makes a connection the callers': it logs in as a user of Redis that may do what callers may. What is refused to a request is refused to its scripts then, too,
- * which no look at the request could see to. The user is made each time, as a Redis that was started again has forgotten it. Where Redis lets nobody be made, the
- * connection keeps the rights that it has, and the log says so.
+ * Makes a connection the callers': it logs in as a user of Redis that may do what callers may. What is refused to a
+ * request is refused to its scripts then, too, which no look at the request could see to. The user is made each time,
+ * as a Redis that was started again has forgotten it. Where Redis lets nobody be made, the connection keeps the rights
+ * that it has, and the log says so.
  *
  * @throws an error of the client when the connection is lost meanwhile.
  */
@@ -20,9 +21,10 @@ export async function restrict(redis: Redis, token: string, log: Log): Promise<v
     await redis.call('AUTH', user, password)
   } catch (error) {
     if (!(error instanceof Error) || error.name !== 'ReplyError') throw error
-    const what =
-      'CALLERS MAY DO WHATEVER THE USER IN REDIS_URL MAY, in scripts: Redis did not let a user be made for them. Allow ACL SETUSER and COMMAND LIST, or name a user with fewer rights.'
-    log.warn(what, { service: 'rest', reason: error.message })
+    const risk =
+      'CALLERS MAY DO WHATEVER THE USER IN REDIS_URL MAY, in scripts: Redis did not let a user be made for them.'
+    const what = 'Allow ACL SETUSER and COMMAND LIST, or name a user with fewer rights.'
+    log.warn(`${risk} ${what}`, { service: 'rest', reason: error.message })
   }
 }
 

@@ -38,8 +38,8 @@ export interface ConnectionOptions {
 }
 
 /**
- * Connects by itself, and again when the connection is lost; meanwhile commands fail at once. Each time it gives up the rights that the URL brings before it carries
- * anything. Resolves when Redis answers, or has failed to.
+ * Connects by itself, and again when the connection is lost; meanwhile commands fail at once. Each time it gives up the
+ * rights that the URL brings before it carries anything. Resolves when Redis answers, or has failed to.
  */
 export async function openConnection(options: ConnectionOptions): Promise<Connection> {
   const { url, token, log, scriptTimeoutMs = SCRIPT_TIMEOUT_MS } = options

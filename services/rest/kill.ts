@@ -1,7 +1,9 @@
 import type { Redis } from 'ioredis'
 import type { Log } from '#shared/runtime/log.ts'
 
-/** Stops the script that Redis is busy with, if there is one that may still be stopped, and gives the connection back. */
+/**
+ * Stops the script that Redis is busy with, if there is one that may still be stopped, and gives the connection back.
+ */
 export async function killScript(redis: Redis, log: Log): Promise<void> {
   try {
     await redis.connect()
@@ -12,9 +14,8 @@ export async function killScript(redis: Redis, log: Log): Promise<void> {
     if (said.includes('OK')) {
       log.warn('A script that did not end was stopped.', { service: 'rest' })
     } else if (said.some((text) => text.startsWith('UNKILLABLE'))) {
-      const what =
-        'A SCRIPT DOES NOT END, AND REDIS DOES NOT STOP IT, SINCE IT HAS WRITTEN: only SHUTDOWN NOSAVE ends it, which loses what is not on disk.'
-      log.error(what, { service: 'rest' })
+      const why = 'A SCRIPT DOES NOT END, AND REDIS DOES NOT STOP IT, SINCE IT HAS WRITTEN:'
+      log.error(`${why} only SHUTDOWN NOSAVE ends it, which loses what is not on disk.`, { service: 'rest' })
     }
   } catch (error) {
     log.warn('A script does not end, and Redis could not be asked to stop it.', {

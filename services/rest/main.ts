@@ -47,9 +47,8 @@ if (import.meta.main) {
     const config = loadRestConfig(process.env)
     const log = createLogger(config.logLevel)
     const server = await startRest(config, log)
-    const whom =
-      'WHO HAS REST_TOKEN CAN READ AND DELETE ALL THAT IS IN THIS REDIS, AND STOP IT WITH A SCRIPT: give it to services of your own alone.'
-    log.warn(whom, { service: 'rest' })
+    const whom = 'WHO HAS REST_TOKEN CAN READ AND DELETE ALL THAT IS IN THIS REDIS, AND STOP IT WITH A SCRIPT:'
+    log.warn(`${whom} give it to services of your own alone.`, { service: 'rest' })
     log.info('Listening.', { service: 'rest', url: server.url })
     await aborted(signal)
     await server.stop()

@@ -43,8 +43,8 @@ export function refusal({ name, args }: Command): string | null {
 }
 
 /**
- * The same as rules of Redis for a user, which hold in scripts, too. Of what waits nothing does in a script, and transactions and subscriptions Redis refuses
- * there by itself.
+ * The same as rules of Redis for a user, which hold in scripts, too. Of what waits nothing does in a script, and
+ * transactions and subscriptions Redis refuses there by itself.
  *
  * @param known The commands of the server: it takes no rule for others.
  */

@@ -51,7 +51,8 @@ export function safeHeaders(): MiddlewareHandler {
 const HOST = /^([\w.~-]+|\[[\da-f:.]+\])(:\d{0,5})?$/i
 
 /**
- * 400 for a `Host` that is none, or that is there twice: the proxy in front may have read another one. HTTP/1.0 needs none, and health checks often send none.
+ * 400 for a `Host` that is none, or that is there twice: the proxy in front may have read another one. HTTP/1.0 needs
+ * none, and health checks often send none.
  */
 export const refuseBadHost: MiddlewareHandler = (c, next) => {
   const host = c.req.header('Host')
@@ -84,9 +85,10 @@ function nameOf(host: string): string {
 const SAFE_METHODS = ['GET', 'HEAD', 'OPTIONS']
 
 /**
- * 403 for a request that may change something and that a page of another site has made a browser send. One without a body needs no leave of the service (no
- * preflight), and a local service has no other guard. Browsers say where a page is from, in `Sec-Fetch-Site` or, older ones, in `Origin`; what says neither is no
- * browser. No page can add a bearer token without leave. `same-site` is no leave: every port of localhost is one site.
+ * 403 for a request that may change something and that a page of another site has made a browser send. One without a
+ * body needs no leave of the service (no preflight), and a local service has no other guard. Browsers say where a page
+ * is from, in `Sec-Fetch-Site` or, older ones, in `Origin`; what says neither is no browser. No page can add a bearer
+ * token without leave. `same-site` is no leave: every port of localhost is one site.
  */
 export function refuseForeignPages({ corsOrigins, hosts }: Doors): MiddlewareHandler {
   return (c, next) => {
@@ -156,7 +158,10 @@ function addressOf(c: Context, trustedProxies: number): string | null {
   return typeof address === 'string' ? networkOf(withoutPort(address)) : null
 }
 
-/** Some proxies write the port too, of which each connection has its own: `192.0.2.1:50000`, `[2001:db8::1]:50000`, perhaps in quotes. */
+/**
+ * Some proxies write the port too, of which each connection has its own: `192.0.2.1:50000`, `[2001:db8::1]:50000`,
+ * perhaps in quotes.
+ */
 function withoutPort(address: string): string {
   const text = address.slice(0, 64).replaceAll('"', '')
   const bracketed = /^\[([^\]]*)\]/.exec(text)?.[1]

@@ -82,7 +82,10 @@ function shortened(issues: readonly Issue[]): Issue[] {
   return more > 0 ? [...told, { path: '', message: `And ${more} more` }] : told
 }
 
-/** The path of a URL as a reference of RFC 3986, which allows fewer characters than browsers do, and takes what follows two slashes for a host. */
+/**
+ * The path of a URL as a reference of RFC 3986, which allows fewer characters than browsers do, and takes what follows
+ * two slashes for a host.
+ */
 function instanceOf(url: string): string | undefined {
   return URL.parse(url)
     ?.pathname.replace(/[^\w.~!$&'()*+,;=:@/%-]|%(?![\da-f]{2})/gi, encodeURIComponent)

@@ -4,7 +4,8 @@ import { InvalidInput } from '#shared/task/errors.ts'
 /**
  * The parameters of the query that a route knows.
  *
- * @throws InvalidInput naming those that it does not know, and those that are there twice: a misspelt filter must not be passed over in silence.
+ * @throws InvalidInput naming those that it does not know, and those that are there twice: a misspelt filter must not
+ * be passed over in silence.
  */
 export function readQuery(c: Context, known: readonly string[]): Record<string, string> {
   const all = c.req.queries()

@@ -46,8 +46,8 @@ const ENDING: Record<string, Check> = {
 }
 
 /**
- * Judges a text that another program may have written: an envelope, which must be valid to be run, or a final record. Gives the object that it is,
- * or what is wrong with it. Nothing of it is quoted: it may hold secrets.
+ * Judges a text that another program may have written: an envelope, which must be valid to be run, or a final record.
+ * Gives the object that it is, or what is wrong with it. Nothing of it is quoted: it may hold secrets.
  */
 export function judgeForeign(
   what: 'envelope' | 'record',

@@ -1,12 +1,18 @@
 /** What a task may be, whoever made it: what the API refuses is refused of foreign programs, too. */
 
-/** Levels of arrays and objects that a request and a payload may have; readers of the queue in other languages have limits of their own. */
+/**
+ * Levels of arrays and objects that a request and a payload may have; readers of the queue in other languages have
+ * limits of their own.
+ */
 export const MAX_DEPTH = 100
 
 /** Levels that a result may have that is JSON. */
 export const MAX_RESULT_DEPTH = 1_000
 
-/** Bytes of UTF-8 that a payload, a result and a foreign envelope may have: more would not pass the limits of stores and of readers. */
+/**
+ * Bytes of UTF-8 that a payload, a result and a foreign envelope may have: more would not pass the limits of stores and
+ * of readers.
+ */
 export const MAX_TEXT_BYTES = 1_048_576
 
 /** Runs of a task in all. */
@@ -36,7 +42,10 @@ export function isTraceparent(value: unknown): value is string {
   return typeof value === 'string' && /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/.test(value)
 }
 
-/** Whether JSON is nested deeper than so many levels. Counts brackets outside of strings, before anything is built of them. */
+/**
+ * Whether JSON is nested deeper than so many levels. Counts brackets outside of strings, before anything is built of
+ * them.
+ */
 export function isDeeperThan(levels: number, json: string): boolean {
   if (json.length <= 2 * levels || !hasMore(levels, json)) return false
   let depth = 0
@@ -56,7 +65,10 @@ export function isDeeperThan(levels: number, json: string): boolean {
 
 const [QUOTE, BACKSLASH, ARRAY, ARRAY_END, OBJECT, OBJECT_END] = [...'"\\[]{}'].map((char) => char.charCodeAt(0))
 
-/** Whether a text has more opening brackets than so many: the search of the runtime is much faster than a loop, and nearly always finds few. */
+/**
+ * Whether a text has more opening brackets than so many: the search of the runtime is much faster than a loop, and
+ * nearly always finds few.
+ */
 function hasMore(count: number, text: string): boolean {
   let found = 0
   for (const bracket of '[{') {

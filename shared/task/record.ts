@@ -99,7 +99,10 @@ function encodeResult(result: unknown): Pick<FinalRecord, 'result' | 'content_ty
   return { result: JSON.stringify(result) ?? 'null', content_type: 'application/json' }
 }
 
-/** The result that a record holds: parsed when it says that it is JSON, and is not nested beyond all measure, else the text. */
+/**
+ * The result that a record holds: parsed when it says that it is JSON, and is not nested beyond all measure, else the
+ * text.
+ */
 export function decodeResult(record: FinalRecord): unknown {
   if (record.content_type !== 'application/json' || isDeeperThan(MAX_RESULT_DEPTH, record.result)) return record.result
   try {
@@ -111,7 +114,8 @@ export function decodeResult(record: FinalRecord): unknown {
 
 /**
  * Reads a final record, which any program may have written. A result that is not text is taken as JSON, a status code may be written as
- * text, and fields of ours that have the wrong type are left out. Null when it has no result or no status code, or is beyond the limits of the API.
+ * text, and fields of ours that have the wrong type are left out. Null when it has no result or no status code, or is
+ * beyond the limits of the API.
  */
 export function readRecord(text: string): FinalRecord | null {
   const { value } = judgeForeign('record', text)
@@ -133,8 +137,9 @@ export function beginningOf(text: string): string {
 }
 
 /**
- * Reads an envelope, which any program may have sent. Null when it has no id. Of a foreign one that `judgeForeign` refuses, nothing but the id is left, and it
- * never makes its task a child: only what Tasker queued is counted by a parent.
+ * Reads an envelope, which any program may have sent. Null when it has no id. Of a foreign one that `judgeForeign`
+ * refuses, nothing but the id is left, and it never makes its task a child: only what Tasker queued is counted by a
+ * parent.
  */
 export function readEnvelope(text: string): Envelope | null {
   const value = parseObject(text)

@@ -80,8 +80,8 @@ function bounded(request: typeof fetch): typeof fetch {
 }
 
 /**
- * The text that a provider's answer with status 200 holds. Servers that are only nearly compatible, and pages in front of them, answer with all sorts of
- * things; a broken answer may be whole the next time.
+ * The text that a provider's answer with status 200 holds. Servers that are only nearly compatible, and pages in front
+ * of them, answer with all sorts of things; a broken answer may be whole the next time.
  *
  * @throws PermanentError, or RetryLater, with status 502 and the provider's own words.
  */

@@ -69,9 +69,9 @@ local function isEscapedOurs(envelope)
   return stop and not find(string.gsub(sub(envelope, 13, stop - 1), '\\.', ''), '"', 1, true) or false
 end
 
--- The id of an envelope, and whether it is one of ours: whatever isOurs (task.ts) takes for one must be one here, since only here can tell that nobody queued it.
--- Those begin with their id, as most others do; the rest must be read, and nothing but its task_id is used. An envelope that names another id further on is found
--- out by the worker.
+-- The id of an envelope, and whether it is one of ours: whatever isOurs (task.ts) takes for one must be one here, since
+-- only here can tell that nobody queued it. Those begin with their id, as most others do; the rest must be read, and
+-- nothing but its task_id is used. An envelope that names another id further on is found out by the worker.
 local function idOf(envelope)
   -- As nearly all are; then any that can be told without decoding.
   local id, mark = match(envelope, '^{"task_id":"([%w.-]+)",("?v?"?:?1?,?)')
@@ -81,7 +81,8 @@ local function idOf(envelope)
   if id and #id <= 256 and isText(id) then return id, false end
   local ok, decoded = pcall(cjson.decode, envelope)
   id = ok and type(decoded) == 'table' and decoded.task_id
-  if type(id) == 'string' and #id > 0 and #id <= 256 and not find(id, '%c') and isText(id) then return id, isEscapedOurs(envelope) end
+  if type(id) ~= 'string' or #id == 0 or #id > 256 or find(id, '%c') or not isText(id) then return nil end
+  return id, isEscapedOurs(envelope)
 end
 
 -- Keeps aside what nobody can run, the newest 1,000 of it.
