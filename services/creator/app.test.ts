@@ -83,7 +83,6 @@ describe('the address of the manager', () => {
   })
 
   test('is left out rather than guessed', async () => {
-    expect(await locationOf({ managerUrl: null, managerPort: 5001 }, 'a b/c@d')).toBeNull()
     expect(await locationOf({ managerUrl: null }, 'tasks.example')).toBeNull()
   })
 
