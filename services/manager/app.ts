@@ -1,6 +1,7 @@
 import type { Context, Hono } from 'hono'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Broker, KindStats, Stored } from '#shared/broker/broker.ts'
+import { limitReads } from '#shared/broker/limit-reads.ts'
 import { listChildren, listTasks } from '#shared/broker/list.ts'
 import { retryTask } from '#shared/broker/retry.ts'
 import { cancelTree, removeTree, type TreeDeps } from '#shared/broker/tree.ts'
@@ -37,7 +38,8 @@ export interface ManagerDeps {
 
 /** The manager: shows tasks, waits for them, cancels, retries and deletes them. */
 export function createApp(deps: ManagerDeps): Hono<BaseEnv> {
-  const { broker, contracts, log, auth, clock = systemClock } = deps
+  const { contracts, log, auth, clock = systemClock } = deps
+  const broker = limitReads(deps.broker)
   const tree: TreeDeps = { broker, contracts, now: clock.now }
   const waiter = createWaiter({
     broker,
@@ -148,7 +150,6 @@ function textForm(c: Context, stored: Stored): Response {
 
 function statsView(stats: KindStats, { registered, now }: { registered: boolean; now: number }) {
   const { kind, queued, running, waiting, delayed, succeeded, failed, cancelled, broken } = stats
-  const times = stats.oldest.flatMap((envelope) => readEnvelope(envelope)?.created_at ?? [])
   return {
     kind,
     registered,
@@ -161,7 +162,7 @@ function statsView(stats: KindStats, { registered, now }: { registered: boolean;
     cancelled,
     broken,
     /** Since the creation of the oldest task at the front of a queue; null when none is queued. */
-    oldest_queued_ms: times.length > 0 ? Math.max(0, now - Math.min(...times)) : null,
+    oldest_queued_ms: stats.oldest.length > 0 ? Math.max(0, now - Math.min(...stats.oldest)) : null,
     last_minute: stats.lastMinute,
   }
 }

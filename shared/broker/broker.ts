@@ -38,9 +38,10 @@ export interface Broker {
 
   /**
    * What is known of each id, in order; null where nothing is. A final record wins over a live one. With `some` it may give fewer, and at least the
-   * first, when they are large: about a megabyte.
+   * first, when they are large: about a megabyte. With `endedOnly` it gives final records alone, and null for a live
+   * task, whose envelope is not read.
    */
-  get(ids: readonly string[], options?: { some?: boolean }): Promise<(Stored | null)[]>
+  get(ids: readonly string[], options?: { some?: boolean; endedOnly?: boolean }): Promise<(Stored | null)[]>
 
   /** Ends each live task as cancelled, whatever its state, with the record given; a final or unknown one is left as it is. Its descendants are the caller's business (`cancelTree`). */
   cancel(tasks: readonly Cancellation[]): Promise<Cancelled[]>
@@ -67,7 +68,8 @@ export interface Broker {
   /**
    * Ids of one kind in one state, newest first as far as the store's order tells: `queued` from the back of the queue (`high`, then `normal`, then `low`), final
    * states by the time they ended, the others by the time they come back. May name an id twice or one that has just moved on.
-   * `after` is the place of the last one that is not wanted again; empty at first. Fewer than `limit` are the last.
+   * `after` is the place of the last one that is not wanted again; empty at first. Fewer than `limit` are the last,
+   * unless the last of them says `isCut`.
    */
   list(query: { kind: string; state: State; after: Place; limit: number }): Promise<Listed[]>
 
@@ -82,7 +84,8 @@ export interface Broker {
 
   /**
    * Looks for work that nobody reports, at most `limit` of each: roots whose record has expired, and live tasks that already have a final record, written by a foreign worker.
-   * Only looks; goes on from call to call until it has seen everything, then begins anew.
+   * Forgets nothing; goes on from call to call until it has seen everything, then begins anew. What it gives as
+   * expired, and is not removed, it may not give again for a minute: so several who sweep at once share the work.
    */
   sweep(limit: number): Promise<Swept>
 
@@ -314,6 +317,11 @@ export type Place = readonly number[]
 export interface Listed {
   id: string
   place: Place
+  /**
+   * Set on the last one where more may follow, though there are fewer than were asked for: those that were read are
+   * large.
+   */
+  isCut?: boolean
 }
 
 export interface KindStats {
@@ -327,8 +335,8 @@ export interface KindStats {
   cancelled: number
   /** Envelopes kept aside because they have no readable id. */
   broken: number
-  /** Of the tasks at the front of the three queues: their envelopes. */
-  oldest: string[]
+  /** When the tasks at the front of the three queues were created, where they tell. */
+  oldest: number[]
   /** Ended within the last 60 s, give or take 10 ms; of a great many, about how many. */
   lastMinute: { succeeded: number; failed: number }
 }

@@ -107,3 +107,10 @@ export function digestOf(text: string): string {
   b = Math.imul(b ^ (b >>> 16), 2246822507) ^ Math.imul(a ^ (a >>> 13), 3266489909)
   return (4294967296 * (2097151 & b) + (a >>> 0)).toString(36)
 }
+
+const encoder = new TextEncoder()
+
+/** Bytes of a text in UTF-8, as it is stored and sent. */
+export function bytesOf(text: string): number {
+  return encoder.encode(text).length
+}

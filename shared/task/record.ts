@@ -159,6 +159,17 @@ function foreignEnvelope(id: string, text: string): Envelope {
   return { ...fitting(value, FOREIGN_FIELDS), task_id: id, payload: value['payload'] }
 }
 
+/**
+ * When the task of an envelope was created; null where it does not tell. Of a large one the end is enough, where
+ * Tasker writes it.
+ */
+export function createdAtIn(envelope: string): number | null {
+  const read = readEnvelope(envelope)
+  if (read) return read.created_at ?? null
+  const time = /.*"created_at":(\d{1,15})/s.exec(envelope)?.[1]
+  return time === undefined ? null : Number(time)
+}
+
 type Fits = (value: unknown) => boolean
 
 const isText: Fits = (value) => typeof value === 'string'

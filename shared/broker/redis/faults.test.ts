@@ -9,7 +9,7 @@ import { startRedis } from '#shared/test/redis-server.ts'
 import { randomNamespace, redisTestUrl } from '#shared/test/stores.ts'
 import { startTcpProxy, type TcpProxy } from '#shared/test/tcp-proxy.ts'
 import { createWorker } from '#shared/worker/worker.ts'
-import type { Broker, NewTask } from '../broker.ts'
+import type { Broker, Lease, NewTask } from '../broker.ts'
 import { sweepOnce } from '../expire.ts'
 import { AnswerLost } from './client.ts'
 import { createRedisBroker, partitionOf } from './redis.ts'
@@ -211,6 +211,38 @@ test('a partition that is away keeps nothing of the others from being claimed, s
   expect((await broker.sweep(100)).expired.toSorted()).toEqual(reachable.toSorted())
   away = false
   expect((await broker.claim({ ...request, limit: 60 })).tasks).toHaveLength(60 - reachable.length)
+  await broker.close()
+})
+
+test('what falls due, is listed and is kept by a heartbeat is read a megabyte at a time, when it is large', async () => {
+  const client = createTcpClient({ url: redisTestUrl() })
+  const calls: string[] = []
+  const sizes: number[] = []
+  const counting: typeof client = {
+    ...client,
+    async eval(script, ...call) {
+      calls.push(script.name)
+      const reply = await client.eval(script, ...call)
+      sizes.push(JSON.stringify(reply).length)
+      return reply
+    },
+  }
+  let time = 0
+  const broker = createRedisBroker(counting, { namespace: randomNamespace(), now: () => time })
+  const ids = Array.from({ length: 30 }, (_, i) => `large-${i}`)
+  const payload = 'x'.repeat(150_000)
+  for (const id of ids) await broker.enqueue([{ ...task(id), envelope: encodeEnvelope({ task_id: id, payload }) }])
+  expect(await broker.list({ kind: 'sum', state: 'queued', after: [], limit: 200 })).not.toHaveLength(30)
+  const claimed: Lease[] = []
+  while (claimed.length < 30) claimed.push(...(await broker.claim({ ...request, limit: 60 })).tasks)
+  calls.length = 0
+  expect(await broker.extend(claimed, 30_000)).toEqual({ lost: [], cancelled: [] })
+  expect(calls.length).toBeGreaterThanOrEqual(5)
+  time = 30_000
+  calls.length = 0
+  for (let back = 0; back < 30; ) back += (await broker.claim({ ...request, limit: 60, takeBack: true })).tasks.length
+  expect(calls.length).toBeGreaterThanOrEqual(5)
+  expect(Math.max(...sizes)).toBeLessThan(1_200_000)
   await broker.close()
 })
 

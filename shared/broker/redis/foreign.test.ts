@@ -111,6 +111,24 @@ describe('foreign producers and workers', () => {
     expect((await broker.get(['a1']))[0]?.record).toContain('"attempt":2')
   })
 
+  test('large results of foreign workers do not hold up the others: all are taken over', async () => {
+    const ids = Array.from({ length: 300 }, (_, i) => `f${i}`)
+    const envelope = (id: string) => encodeEnvelope({ task_id: id, kind: 'sum', payload: { num1: 3, num2: 5 } })
+    await broker.enqueue(ids.map((id) => ({ id, kind: 'sum', priority: 'normal', envelope: envelope(id) })))
+    // Most of them are still at work.
+    const ended = ids.filter((_, i) => i % 3 === 0)
+    const large = JSON.stringify({ result: 'x'.repeat(950_000), status_code: 200 })
+    for (const [i, id] of ended.entries()) {
+      await foreign.hset('tasks', id, i % 20 === 0 ? large : '{"result":"8.0","status_code":200}')
+    }
+    let adopted = 0
+    // Each sweep takes over what one call may read.
+    for (let sweeps = 0; sweeps < 20 && adopted < ended.length; sweeps++) adopted += (await sweep()).adopted
+    expect(adopted).toBe(ended.length)
+    expect(await foreign.hlen('tasks:live')).toBe(ids.length - ended.length)
+    expect(await stats('sum')).toMatchObject({ succeeded: ended.length })
+  })
+
   test('the same id pushed twice is run once, and never again once it has ended', async () => {
     const envelope = '{"task_id":"a1","payload":{"num1":3,"num2":5}}'
     await foreign.lpush('sum_task_queue', envelope, envelope)
@@ -133,7 +151,7 @@ describe('foreign producers and workers', () => {
     clock.advance(7 * 86_400_000)
     await sweep()
     expect(await stats('sum')).toMatchObject({ succeeded: 0 })
-    expect(await foreign.keys('*')).toEqual(['tasks:sweep'])
+    expect(await foreign.keys('*')).toEqual([])
   })
 
   test('a sequence served by a foreign sum worker ends', async () => {

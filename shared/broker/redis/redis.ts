@@ -32,6 +32,9 @@ import {
 /** A call that has taken so long is not sent again: somebody waits for its answer. */
 const GIVE_UP_MS = 4_000
 
+/** What a sweep gave as expired is given to nobody else for so long. */
+const SWEEP_LEASE_MS = 60_000
+
 /** Envelopes that a list reads at once where it meets such as have no id. */
 const PASS_OVER = 100
 
@@ -228,46 +231,44 @@ export function createRedisBroker(
       const codes = await parted(
         leases,
         (lease) => lease.id,
-        async (part, partition) => {
+        inPieces(async (some, partition) => {
           const kinds = kindNumbers()
-          const args = part.flatMap(({ id, token, kind, progress }) => [
+          const args = some.flatMap(({ id, token, kind, progress }) => [
             id,
             token,
             kinds.number(kind),
             progress ? `${progress.done}/${progress.total}` : '',
           ])
-          const reply = await run(scripts.extend, partition, kinds.names, () => [deadline, part.length, ...args])
+          const reply = await run(scripts.extend, partition, kinds.names, () => [deadline, some.length, ...args])
           return (reply as (number | string)[]).map((code) => (typeof code === 'string' ? lapseOf(code) : code))
-        },
+        }),
       )
       const having = (code: number) => leases.filter((_, i) => codes[i] === code).map((lease) => lease.id)
       return { lost: having(1), cancelled: having(2) }
     },
 
-    async get(ids, { some = false } = {}) {
-      const [first] = ids
-      // Of one tree, and so in one partition: one call, which stops early by itself.
-      if (some && first !== undefined && ids.every((id) => rootOf(id) === rootOf(first))) {
-        const partition = partitions === 1 ? 0 : partitionOf(first, partitions)
-        const reply = (await run(scripts.get, partition, [], () => [ids.length, ...ids])) as unknown[]
-        return reply.map((value, i) => storedOf(ids[i] ?? '', value))
+    async get(ids, { some = false, endedOnly = false } = {}) {
+      const look = async (part: readonly string[], partition: number) => {
+        const reply = (await run(scripts.get, partition, [], () => [
+          endedOnly ? 1 : 0,
+          part.length,
+          ...part,
+        ])) as unknown[]
+        return reply.map((value, i) => storedOf(part[i] ?? '', value))
       }
-      return parted(
-        ids,
-        (id) => id,
-        async (part, partition) => {
-          const read: (Stored | null)[] = []
-          let most = part.length
-          // A reply that is large stops early: then the rest is asked for, in parts of that size.
-          while (read.length < part.length) {
-            const asked = part.slice(read.length, read.length + most)
-            const reply = (await run(scripts.get, partition, [], () => [asked.length, ...asked])) as unknown[]
-            asked.slice(0, reply.length).forEach((id, i) => void read.push(storedOf(id, reply[i])))
-            if (reply.length < asked.length) most = reply.length + 1
-          }
-          return read
-        },
-      )
+      const idOf = (id: string) => id
+      if (!some) return parted(ids, idOf, inPieces(look))
+      // Those of one tree are in one partition.
+      const [first = ''] = ids
+      if (partitions === 1) return ids.length > 0 ? look(ids, 0) : []
+      if (ids.every((id) => rootOf(id) === rootOf(first))) return look(ids, partitionOf(first, partitions))
+      // Each partition stops by itself: what is given ends before the first that none has told.
+      const found = await parted(ids, idOf, async (part, partition) => {
+        const told: (Stored | null | undefined)[] = await look(part, partition)
+        return Array.from(part, (_, i) => told[i])
+      })
+      const end = found.indexOf(undefined)
+      return (end < 0 ? found : found.slice(0, end)) as (Stored | null)[]
     },
 
     cancel: (tasks) =>
@@ -358,9 +359,16 @@ export function createRedisBroker(
             const left = limit - listed.length
             const count = Math.max(left, least)
             const page = await read(i, offset, count)
+            const isCut = page.at(-1) === ''
+            if (isCut) page.pop()
             listed.push(...liveListed(page, i, state, offset).slice(0, left))
             offset += page.length
-            more = page.length === count
+            more = page.length === count || isCut
+            const last = listed.at(-1)
+            if (isCut && last) {
+              last.isCut = true
+              return listed
+            }
           }
         }
         from = undefined
@@ -384,7 +392,8 @@ export function createRedisBroker(
       await onEach(async (partition) => {
         const left = limit - Math.max(expired.length, foreign.length)
         if (left <= 0) return
-        const [ids, found] = (await run(scripts.sweep, partition, [], () => [left])) as [string[], string[]]
+        const args = [left, now() + SWEEP_LEASE_MS]
+        const [ids, found] = (await run(scripts.sweep, partition, [], () => args)) as [string[], string[]]
         expired.push(...ids)
         foreign.push(...foreignOf(found))
         return ids.length + found.length
@@ -421,7 +430,7 @@ export function createRedisBroker(
     },
 
     async ping() {
-      await run(scripts.get, 0, [], () => [0])
+      await run(scripts.get, 0, [], () => [0, 0])
     },
 
     async close() {
@@ -431,6 +440,21 @@ export function createRedisBroker(
   }
 
   return requireTimes(broker)
+}
+
+/** A call whose reply may stop early, when it is large: then the rest is asked for, in pieces of that size. */
+function inPieces<Item, Answer>(call: (some: readonly Item[], partition: number) => Promise<Answer[]>) {
+  return async (items: readonly Item[], partition: number): Promise<Answer[]> => {
+    const answers: Answer[] = []
+    let most = items.length
+    while (answers.length < items.length) {
+      const asked = items.slice(answers.length, answers.length + most)
+      const reply = await call(asked, partition)
+      for (const answer of reply) answers.push(answer)
+      if (reply.length < asked.length) most = reply.length + 1
+    }
+    return answers
+  }
 }
 
 /** A claim that follows what was settled must not make that look as if it had failed. */

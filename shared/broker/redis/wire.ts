@@ -1,5 +1,5 @@
 /** How calls to the scripts are written, and their replies read. The other side of each is in the header of its script. */
-import { readEnvelope } from '#shared/task/record.ts'
+import { createdAtIn, readEnvelope } from '#shared/task/record.ts'
 import { type FinalState, PRIORITIES, type State } from '#shared/task/task.ts'
 import type {
   Claim,
@@ -233,7 +233,7 @@ export function statsOf(kind: string, row: readonly unknown[]): KindStats {
     cancelled: at(8),
     broken: at(9),
     lastMinute: { succeeded: at(10), failed: at(11) },
-    oldest: row.slice(13).filter((envelope) => typeof envelope === 'string'),
+    oldest: row.slice(13).flatMap((envelope) => (typeof envelope === 'string' ? (createdAtIn(envelope) ?? []) : [])),
   }
 }
 

@@ -19,6 +19,40 @@ export interface Database {
   close(): void
 }
 
+/** Bytes that the write-ahead log keeps on disk once it begins anew. */
+const MAX_LOG_BYTES = 16_777_216
+
+/** Pages that one call gives back: a megabyte. */
+const GIVE_BACK_PAGES = 256
+/**
+ * Fewer free pages than this are kept for what comes next, and so are those that are less than a quarter of the file.
+ */
+const MIN_FREE_PAGES = 4_096
+
+/** The free space of a file. */
+export interface Space {
+  /**
+   * Whether so much of the file is free that some of it should be given back. Never of a file that was made without
+   * that.
+   */
+  isWasted(): boolean
+  giveBack(): void
+}
+
+export function createSpace(db: Database): Space {
+  const mode = db.prepare<{ auto_vacuum: number }>('PRAGMA auto_vacuum')
+  const free = db.prepare<{ freelist_count: number }>('PRAGMA freelist_count')
+  const all = db.prepare<{ page_count: number }>('PRAGMA page_count')
+  const isIncremental = mode.get()?.auto_vacuum === 2
+  return {
+    isWasted() {
+      const pages = isIncremental ? (free.get()?.freelist_count ?? 0) : 0
+      return pages > MIN_FREE_PAGES && 4 * pages > (all.get()?.page_count ?? 0)
+    },
+    giveBack: () => db.exec(`PRAGMA incremental_vacuum(${GIVE_BACK_PAGES})`),
+  }
+}
+
 /** What bun:sqlite and node:sqlite have in common. Its errors have the names of SQLite's codes in `code`. */
 export interface Vendor {
   exec(sql: string): unknown
@@ -72,7 +106,13 @@ export function openDatabase(path: string, busyTimeoutMs: number): Database {
 function configure(db: Database, busyTimeoutMs: number): void {
   // First, so that the statements below wait for another process that is opening the same file.
   db.exec(`PRAGMA busy_timeout = ${busyTimeoutMs}`)
+  // Only a new file takes this: one that is there would have to be written anew, for as long as that takes, and is
+  // left as it is.
+  db.exec('PRAGMA auto_vacuum = INCREMENTAL')
   db.exec('PRAGMA journal_mode = WAL')
+  // A reader keeps the log from being used again from its start. When it is, what it has grown beyond this is given
+  // back.
+  db.exec(`PRAGMA journal_size_limit = ${MAX_LOG_BYTES}`)
   // With NORMAL a killed process loses nothing, but a power cut may undo tasks that were already acknowledged. FULL costs one
   // fsync a transaction, which a batch shares.
   db.exec('PRAGMA synchronous = FULL')

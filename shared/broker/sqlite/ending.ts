@@ -1,6 +1,6 @@
 import type { CallOutcome, Cancellation, Cancelled, EndOutcome, Lapsed, Lease, Outcome } from '../broker.ts'
 import type { Database } from './database.ts'
-import type { Queue } from './queue.ts'
+import { ENOUGH_BYTES, type Queue } from './queue.ts'
 import { NEVER } from './schema.ts'
 import type { News } from './signals.ts'
 
@@ -20,7 +20,8 @@ interface Row {
 export interface Ending {
   /** Returns the ids that were refused. */
   settle(outcomes: readonly Outcome[], now: number, news: News): string[]
-  extend(leases: readonly Lease[], deadline: number): Lapsed
+  /** Moves the deadlines of as many as one call may write, at least of the first, and tells of how many. */
+  extend(leases: readonly Lease[], deadline: number): Lapsed & { count: number }
   cancel(tasks: readonly Cancellation[], news: News): Cancelled[]
 }
 
@@ -138,14 +139,19 @@ export function createEnding(db: Database, queue: Queue): Ending {
     return refused
   }
 
-  const prolong = db.prepare(`
+  const prolong = db.prepare<{ bytes: number }>(`
     UPDATE tasks SET at = ?, done = coalesce(?, done), total = coalesce(?, total)
-    WHERE id = ? AND token = ? AND state = 'running'`)
+    WHERE id = ? AND token = ? AND state = 'running' RETURNING length(CAST(envelope AS BLOB)) AS bytes`)
 
-  function extend(leases: readonly Lease[], deadline: number): Lapsed {
-    const lapsed: Lapsed = { lost: [], cancelled: [] }
+  function extend(leases: readonly Lease[], deadline: number): Lapsed & { count: number } {
+    const lapsed = { lost: [] as string[], cancelled: [] as string[], count: 0 }
+    let bytes = 0
     for (const { id, token, progress } of leases) {
-      if (prolong.run(deadline, progress?.done ?? null, progress?.total ?? null, id, token) > 0) continue
+      if (bytes > ENOUGH_BYTES) break
+      lapsed.count++
+      const held = prolong.get(deadline, progress?.done ?? null, progress?.total ?? null, id, token)
+      bytes += held?.bytes ?? 0
+      if (held) continue
       const state = select.get(id)?.state
       lapsed[state === undefined || state === 'cancelled' ? 'cancelled' : 'lost'].push(id)
     }

@@ -1,19 +1,22 @@
+import { bytesOf } from '#shared/task/json.ts'
+import { createdAtIn } from '#shared/task/record.ts'
 import { FINAL_STATES, LIVE_STATES, type LiveState, PRIORITIES, type State } from '#shared/task/task.ts'
 import type { Broker, KindStats, Listed, Stored } from '../broker.ts'
 import type { Database } from './database.ts'
-import { rank } from './queue.ts'
+import { ENOUGH_BYTES, rank } from './queue.ts'
 
 /** The methods that only read. */
 export interface Look {
-  get(ids: readonly string[], some: boolean): (Stored | null)[]
+  get(ids: readonly string[], options: NonNullable<Parameters<Broker['get']>[1]>): (Stored | null)[]
   list(query: Parameters<Broker['list']>[0]): Listed[]
-  stats(kind: string, now: number): KindStats
+  /** In steps that are each short, however many tasks there are. */
+  stats(kinds: readonly string[], now: number): Generator<void, KindStats[]>
   kinds(): string[]
   expired(now: number, limit: number): string[]
 }
 
-/** Characters of records and envelopes after which an answer may end. */
-const ENOUGH_CHARS = 900_000
+/** Rows that are counted in one step. */
+const COUNT_ROWS = 50_000
 
 export function createLook(db: Database): Look {
   const select = db.prepare<{
@@ -33,16 +36,26 @@ export function createLook(db: Database): Look {
     SELECT state, kind, record, attempts, calls, steps, deliveries AS "order", pending, started_at, done, total, envelope
     FROM tasks WHERE id = ?`)
 
-  function get(ids: readonly string[], some: boolean): (Stored | null)[] {
+  const selectEnded = db.prepare<{ record: string }>('SELECT record FROM tasks WHERE id = ? AND record IS NOT NULL')
+
+  function get(
+    ids: readonly string[],
+    { some = false, endedOnly = false }: Parameters<Look['get']>[1],
+  ): (Stored | null)[] {
     const found: (Stored | null)[] = []
-    let chars = 0
+    let bytes = 0
     for (const id of ids) {
-      const stored = getOne(id)
-      chars += (stored?.record ?? stored?.live?.envelope ?? '').length
-      if (some && found.length > 0 && chars > ENOUGH_CHARS) break
+      const stored = endedOnly ? getEnded(id) : getOne(id)
+      if (some) bytes += bytesOf(stored?.record ?? stored?.live?.envelope ?? '')
+      if (found.length > 0 && bytes > ENOUGH_BYTES) break
       found.push(stored)
     }
     return found
+  }
+
+  function getEnded(id: string): Stored | null {
+    const row = selectEnded.get(id)
+    return row && { id, record: row.record, live: null }
   }
 
   function getOne(id: string): Stored | null {
@@ -69,25 +82,71 @@ export function createLook(db: Database): Look {
   }
 
   const countQueued = db.prepare<{ count: number }>(`
-    SELECT count(*) AS count FROM tasks WHERE kind = ? AND position IS NOT NULL`)
+    SELECT count(*) AS count FROM tasks WHERE kind = ? AND priority = ? AND position < ? AND position >= ?`)
+  const skipQueued = db.prepare<{ position: number }>(`
+    SELECT position FROM tasks WHERE kind = ? AND priority = ? AND position < ? ORDER BY position DESC
+    LIMIT 1 OFFSET ${COUNT_ROWS - 1}`)
   const countOther = db.prepare<{ count: number }>(`
-    SELECT count(*) AS count FROM tasks WHERE kind = ? AND state = ? AND at > ?`)
+    SELECT count(*) AS count FROM tasks WHERE kind = ? AND state = ? AND at > ? AND at <= ?`)
+  const skipOther = db.prepare<{ at: number }>(`
+    SELECT at FROM tasks WHERE kind = ? AND state = ? AND at > ? ORDER BY at LIMIT 1 OFFSET ${COUNT_ROWS - 1}`)
+  // Of a large one the end is enough, where Tasker writes it.
   const selectFront = db.prepare<{ envelope: string }>(`
-    SELECT envelope FROM tasks WHERE kind = ? AND priority = ? AND position IS NOT NULL ORDER BY position LIMIT 1`)
+    SELECT substr(envelope, -4096) AS envelope FROM tasks
+    WHERE kind = ? AND priority = ? AND position IS NOT NULL ORDER BY position LIMIT 1`)
 
-  function stats(kind: string, now: number): KindStats {
-    const count = (state: State, after: number) =>
-      (state === 'queued' ? countQueued.get(kind) : countOther.get(kind, state, after))?.count ?? 0
-    const counts = Object.fromEntries(
-      [...LIVE_STATES, ...FINAL_STATES].map((state) => [state, count(state, Number.MIN_SAFE_INTEGER)]),
-    ) as Record<State, number>
-    return {
-      kind,
-      ...counts,
-      broken: 0,
-      oldest: PRIORITIES.flatMap((priority) => selectFront.get(kind, rank(priority))?.envelope ?? []),
-      lastMinute: { succeeded: count('succeeded', now - 60_000), failed: count('failed', now - 60_000) },
+  /**
+   * Counts a state from one bound to the next, a step at a time: to count a million rows takes longer than the event
+   * loop may be held.
+   */
+  function* countOf(kind: string, state: State, after: number): Generator<void, number> {
+    let sum = 0
+    for (let from: number | undefined = after; from !== undefined; ) {
+      const to: number | undefined = skipOther.get(kind, state, from)?.at
+      yield
+      sum += countOther.get(kind, state, from, to ?? Number.MAX_SAFE_INTEGER)?.count ?? 0
+      yield
+      from = to
     }
+    return sum
+  }
+
+  function* countOfQueue(kind: string, priority: number): Generator<void, number> {
+    let sum = 0
+    for (let from: number | undefined = Number.MAX_SAFE_INTEGER; from !== undefined; ) {
+      const to: number | undefined = skipQueued.get(kind, priority, from)?.position
+      yield
+      sum += countQueued.get(kind, priority, from, to ?? Number.MIN_SAFE_INTEGER)?.count ?? 0
+      yield
+      from = to
+    }
+    return sum
+  }
+
+  function* stats(kinds: readonly string[], now: number): Generator<void, KindStats[]> {
+    const all: KindStats[] = []
+    for (const kind of kinds) {
+      let queued = 0
+      for (const priority of PRIORITIES) queued += yield* countOfQueue(kind, rank(priority))
+      const counts = { queued } as Record<State, number>
+      for (const state of [...LIVE_STATES, ...FINAL_STATES]) {
+        if (state !== 'queued') counts[state] = yield* countOf(kind, state, Number.MIN_SAFE_INTEGER)
+      }
+      all.push({
+        kind,
+        ...counts,
+        broken: 0,
+        oldest: PRIORITIES.flatMap(
+          (priority) => createdAtIn(selectFront.get(kind, rank(priority))?.envelope ?? '') ?? [],
+        ),
+        lastMinute: {
+          succeeded: yield* countOf(kind, 'succeeded', now - 60_000),
+          failed: yield* countOf(kind, 'failed', now - 60_000),
+        },
+      })
+      yield
+    }
+    return all
   }
 
   // Of each index, one step to the next kind: nothing is read of the tasks.

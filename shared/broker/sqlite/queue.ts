@@ -1,3 +1,4 @@
+import { bytesOf } from '#shared/task/json.ts'
 import { PRIORITIES, type Priority } from '#shared/task/task.ts'
 import type { Claim, Claimed, ClaimRequest, NewTask, Reservable, Retry } from '../broker.ts'
 import type { Database } from './database.ts'
@@ -6,6 +7,12 @@ import type { News } from './signals.ts'
 
 /** What one call takes back at most, so that it cannot hold the file for long; the rest is still due, and says so by `nextDueAt`. */
 const TAKE_BACK_LIMIT = 500
+
+/**
+ * Bytes of envelopes and records after which a call stops, so that it holds up others for some ms at most: an update
+ * writes a row anew, with its envelope.
+ */
+export const ENOUGH_BYTES = 900_000
 
 /** Priority as it is stored: 0 is taken first. */
 export const rank = (priority: Priority): number => PRIORITIES.indexOf(priority)
@@ -86,16 +93,27 @@ export function createQueue(db: Database): Queue {
     }
   }
 
+  const sizeOf = db.prepare<{ bytes: number }>(
+    'SELECT length(CAST(envelope AS BLOB)) AS bytes FROM tasks WHERE seq = ?',
+  )
   const selectDue = db.prepare<{ seq: number; kind: string; state: string }>(`
     SELECT seq, kind, state FROM tasks WHERE kind = ? AND state IN ('running', 'delayed', 'waiting') AND at <= ?
     ORDER BY at, seq LIMIT ${TAKE_BACK_LIMIT}`)
   const useUpAttempt = db.prepare('UPDATE tasks SET attempts = attempts + 1, started_at = NULL WHERE seq = ?')
 
   function takeBack(kinds: readonly string[], now: number, news: News): void {
+    let bytes = 0
     for (const kind of kinds) {
-      const due = selectDue.all(kind, now)
+      const all = selectDue.all(kind, now)
+      const due: typeof all = []
+      for (const task of all) {
+        bytes += sizeOf.get(task.seq)?.bytes ?? 0
+        if (due.length > 0 && bytes > ENOUGH_BYTES) break
+        due.push(task)
+      }
       for (const task of due) if (task.state === 'running') useUpAttempt.run(task.seq)
       toFront(due, news)
+      if (bytes > ENOUGH_BYTES) return
     }
   }
 
@@ -119,13 +137,20 @@ export function createQueue(db: Database): Queue {
     if (alsoDue) takeBack(kinds, now, news)
     const tasks: Claimed[] = []
     const token = crypto.randomUUID()
+    let bytes = 0
     for (const priority of PRIORITIES) {
       for (const kind of kinds) {
-        if (tasks.length >= limit) break
-        for (const { seq, ...task } of selectQueued.all(kind, rank(priority), limit - tasks.length)) {
-          const startedAt = task.startedAt ?? now
-          hold.run(token, now + leaseMs, startedAt, seq)
-          tasks.push({ ...task, token, startedAt })
+        for (let more = true; more && tasks.length < limit; ) {
+          const piece = pieceOf(limit - tasks.length, tasks.length, bytes)
+          const queued = selectQueued.all(kind, rank(priority), piece)
+          more = queued.length === piece
+          for (const { seq, ...task } of queued) {
+            bytes += bytesOf(task.envelope)
+            if (tasks.length > 0 && bytes > ENOUGH_BYTES) return { tasks, nextDueAt: now }
+            const startedAt = task.startedAt ?? now
+            hold.run(token, now + leaseMs, startedAt, seq)
+            tasks.push({ ...task, token, startedAt })
+          }
         }
       }
     }
@@ -133,4 +158,13 @@ export function createQueue(db: Database): Queue {
   }
 
   return { add, reserve, reopen, toFront, claim }
+}
+
+/**
+ * How many more envelopes to read after so many with so many bytes: few at first, as nobody knows their size, and
+ * never many more than are known.
+ */
+function pieceOf(left: number, count: number, bytes: number): number {
+  if (count === 0) return Math.min(left, 4)
+  return Math.max(1, Math.min(left, 16 * count, Math.floor(((ENOUGH_BYTES - bytes) * count) / Math.max(bytes, 1))))
 }

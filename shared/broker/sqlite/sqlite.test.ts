@@ -1,6 +1,6 @@
 import { Database } from 'bun:sqlite'
 import { afterAll, describe, expect, test } from 'bun:test'
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { StoreUnavailable } from '#shared/task/errors.ts'
@@ -359,4 +359,100 @@ test('no statement reads the whole table', () => {
   expect(plans.filter((plan) => plan.startsWith('SEARCH')).length).toBeGreaterThan(10)
   expect(plans.filter((plan) => plan.startsWith('SCAN'))).toEqual([])
   db.close()
+})
+
+test('counts of many tasks are right, and let others have a turn between their statements', async () => {
+  const path = newFile()
+  await createSqliteBroker({ path }).close()
+  const raw = new Database(path)
+  const fill = (count: number, columns: string, values: string) =>
+    raw.run(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ${count})
+      INSERT INTO tasks (id, kind, ${columns}) SELECT 't' || hex(randomblob(8)), 'sum', ${values} FROM n`)
+  fill(120_000, 'priority, state, record, at', "1, 'succeeded', 'r', i / 1000")
+  fill(50_000, 'priority, state, record, at', "1, 'failed', 'r', i")
+  // All of one moment.
+  fill(70_000, 'priority, state, record, at', "1, 'cancelled', 'r', 7")
+  fill(100_000, 'priority, state, envelope, position', "1, 'queued', '{}', i")
+  fill(1, 'priority, state, envelope, position', "2, 'queued', '{}', 1")
+  raw.close()
+  const broker = createSqliteBroker({ path, now: () => 60_100 })
+  let turns = 0
+  const turn = () => {
+    turns++
+    timer = setImmediate(turn)
+  }
+  let timer = setImmediate(turn)
+  const [stats] = await broker.stats(['sum'])
+  clearImmediate(timer)
+  expect(stats).toMatchObject({ queued: 100_001, running: 0, succeeded: 120_000, failed: 50_000, cancelled: 70_000 })
+  expect(stats?.lastMinute).toEqual({ succeeded: 19_001, failed: 49_900 })
+  expect(turns).toBeGreaterThan(0)
+  await broker.close()
+})
+
+test('a log that has grown beside a reader is cut when it begins anew', async () => {
+  const path = newFile()
+  const broker = createSqliteBroker({ path })
+  const reader = new Database(path)
+  reader.run('BEGIN')
+  reader.query('SELECT count(*) FROM tasks').get()
+  const envelope = 'x'.repeat(1_000_000)
+  const add = () => broker.enqueue([newTask({ envelope })])
+  const logBytes = () => statSync(`${path}-wal`).size
+  while (logBytes() < 40_000_000) await add()
+  reader.run('COMMIT')
+  // The next to write moves the log into the file; the one after it begins anew.
+  for (let i = 0; i < 3; i++) await add()
+  expect(logBytes()).toBeLessThanOrEqual(16_777_216)
+  reader.close()
+  await broker.close()
+})
+
+test('a file gives back what is free, when that is much of it', async () => {
+  const path = newFile()
+  const broker = createSqliteBroker({ path })
+  const tasks = Array.from({ length: 60 }, () => newTask({ envelope: 'x'.repeat(1_000_000) }))
+  for (const task of tasks) await broker.enqueue([task])
+  await broker.cancel(tasks.map(({ id, kind }) => ({ id, kind, record: 'record', endedAt: 0, expiresAt: null })))
+  const pages = () => {
+    const raw = new Database(path)
+    const { page_count } = raw.query('PRAGMA page_count').get() as { page_count: number }
+    raw.close()
+    return page_count
+  }
+  const before = pages()
+  for (let i = 0; i < 100; i++) await broker.sweep(100)
+  // What is left is kept for what comes next.
+  expect(pages()).toBeLessThan(before / 2)
+  expect(pages()).toBeGreaterThan(3_800)
+  expect(await broker.get(tasks.slice(0, 1).map(({ id }) => id))).toMatchObject([{ record: 'record' }])
+  await broker.close()
+})
+
+test('a file that was made without giving back space goes on without it', async () => {
+  const path = newFile()
+  mkdirSync(dirname(path), { recursive: true })
+  const raw = new Database(path, { create: true })
+  raw.run('PRAGMA journal_mode = WAL')
+  const db = openDatabase(':memory:', 0)
+  migrate(db)
+  const sql = db.prepare<{ sql: string }>(
+    "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'",
+  )
+  for (const one of sql.all()) raw.run(one.sql)
+  const version = db.prepare<{ user_version: number }>('PRAGMA user_version').get()
+  raw.run(`PRAGMA user_version = ${version?.user_version}`)
+  raw.close()
+  db.close()
+  const broker = createSqliteBroker({ path })
+  const tasks = Array.from({ length: 30 }, () => newTask({ envelope: 'x'.repeat(1_000_000) }))
+  for (const task of tasks) await broker.enqueue([task])
+  await broker.cancel(tasks.map(({ id, kind }) => ({ id, kind, record: 'record', endedAt: 0, expiresAt: null })))
+  expect(await broker.sweep(100)).toEqual({ expired: [], foreign: [] })
+  // What is free is used again.
+  const size = () => statSync(path).size
+  const before = size()
+  for (const { envelope } of tasks.slice(0, 20)) await broker.enqueue([newTask({ envelope })])
+  expect(size()).toBeLessThan(before + 2_000_000)
+  await broker.close()
 })

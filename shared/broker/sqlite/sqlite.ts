@@ -1,9 +1,9 @@
 import { resolve } from 'node:path'
 import { createSlices } from '#shared/runtime/slices.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
-import type { Broker, BrokerOptions } from '../broker.ts'
+import type { Broker, BrokerOptions, Lapsed } from '../broker.ts'
 import { requireTimes } from '../times.ts'
-import { type Database, openDatabase } from './database.ts'
+import { createSpace, type Database, openDatabase } from './database.ts'
 import { createEnding } from './ending.ts'
 import { NO_FILES, type OpenFiles, openFiles } from './file.ts'
 import { createLook } from './look.ts'
@@ -31,6 +31,7 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
   const queue = createQueue(db)
   const ending = createEnding(db, queue)
   const look = createLook(db)
+  const space = createSpace(db)
   const signals = createSignals(db)
   const slices = createSlices()
   let closed = false
@@ -78,9 +79,18 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
         next: next ? queue.claim(next, now(), news) : null,
       })),
 
-    extend: (leases, leaseMs) => write('extend', () => ending.extend(leases, now() + leaseMs)),
+    async extend(leases, leaseMs) {
+      const lapsed: Lapsed = { lost: [], cancelled: [] }
+      for (let from = 0; from < leases.length; ) {
+        const some = await write('extend', () => ending.extend(leases.slice(from), now() + leaseMs))
+        lapsed.lost.push(...some.lost)
+        lapsed.cancelled.push(...some.cancelled)
+        from += some.count
+      }
+      return lapsed
+    },
 
-    get: (ids, { some = false } = {}) => read('get', () => look.get(ids, some)),
+    get: (ids, options = {}) => read('get', () => look.get(ids, options)),
 
     cancel: (tasks) => write('cancel', (news) => ending.cancel(tasks, news)),
 
@@ -98,11 +108,21 @@ export function createSqliteBroker(options: SqliteBrokerOptions): Broker {
 
     list: (query) => read('list', () => look.list(query)),
 
-    stats: (kinds) => read('stats', () => kinds.map((kind) => look.stats(kind, now()))),
+    async stats(kinds) {
+      const steps = look.stats(kinds, now())
+      for (;;) {
+        const step = await read('stats', () => steps.next())
+        if (step.done) return step.value
+      }
+    },
 
     kinds: () => read('kinds', () => look.kinds()),
 
-    sweep: (limit) => read('sweep', () => ({ expired: look.expired(now(), limit), foreign: [] })),
+    async sweep(limit) {
+      const expired = await read('sweep', () => look.expired(now(), limit))
+      if (await read('sweep', () => space.isWasted())) await read('sweep', () => space.giveBack())
+      return { expired, foreign: [] }
+    },
 
     subscribe: (kinds, wake) => read('subscribe', () => signals.subscribe(kinds, wake)),
 

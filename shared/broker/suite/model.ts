@@ -20,6 +20,8 @@ export interface ModelTask {
   /** It was cancelled before it ran, so that its envelope may still be in the queue. */
   dropped: boolean
   expiresAt: number | null
+  /** When a sweep gave it as expired. */
+  sweptAt?: number
 }
 
 /** What a store should hold, as a plain object: the slow and obvious way. */

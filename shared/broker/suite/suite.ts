@@ -1,4 +1,5 @@
 import { describe } from 'bun:test'
+import { testBytes } from './bytes.ts'
 import { testCancel } from './cancel.ts'
 import { testClaim } from './claim.ts'
 import { testEnqueue } from './enqueue.ts'
@@ -32,6 +33,7 @@ const PARTS: Record<string, (test: Define) => void> = {
   kinds: testKinds,
   sweep: testSweep,
   'subscribe, watch and emit': testSubscribe,
+  'large tasks': testBytes,
   semantics: testSemantics,
 }
 

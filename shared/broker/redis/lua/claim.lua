@@ -2,7 +2,7 @@
 -- the kinds in order of turn.
 -- Returns { when the next is due or '', the ids with \30 between them, their live values (see common.lua) }.
 local function takeBack(claimable, limit)
-  local keys, nextDue = {}, nil
+  local keys, nextDue, bytes = {}, nil, 0
   for _, kind in ipairs(claimable) do
     for key = RUNNING, WAITING do keys[#keys + 1] = of(kind, key) end
   end
@@ -19,8 +19,10 @@ local function takeBack(claimable, limit)
         ids[#ids + 1] = due[i]
       end
       if #ids > 0 then
-        local tasks = {}
-        for i, value in ipairs(fetch(LIVE, ids)) do
+        local tasks, handled, values = {}, {}, nil
+        values, bytes = fetchSome(LIVE, ids, bytes)
+        for i, value in ipairs(values) do
+          handled[i] = ids[i]
           if value then
             local t = split(value)
             t.id = ids[i]
@@ -28,9 +30,11 @@ local function takeBack(claimable, limit)
             tasks[#tasks + 1] = t
           end
         end
-        callAll('ZREM', of(kind, key), ids)
+        callAll('ZREM', of(kind, key), handled)
         requeue(kind, tasks)
-        if #ids == limit then nextDue = now end
+        -- What is left is due all the same.
+        if #handled < #ids or #ids == limit then nextDue = now end
+        if bytes >= ENOUGH then return now end
       end
     end
   end
@@ -132,7 +136,7 @@ local function claim()
       end
     end
     local ended, dropped = {}, 0
-    for i, record in ipairs(fetch(TASKS, foreign)) do ended[foreign[i]] = record end
+    for i, record in ipairs(fetchKnown(TASKS, foreign)) do ended[foreign[i]] = record end
     local live, leases, again = liveOf(LIVE), leasesOf(of(kind, RUNNING)), 'running ' .. token .. ' '
     local first = again .. nowText
     local unknown = first .. ' 0 0 0 ' .. priorityOf[popped[1]] .. ' ' .. kinds[kind] .. ' -\n'

@@ -72,23 +72,34 @@ end
 
 -- A call stops reading after so many bytes, so that it holds up others for some ms at most, and no answer grows over about a megabyte.
 local ENOUGH = 900000
--- How many more to take, of so many that are left, after so many were taken with so many bytes in all: few at first, as nobody knows their size.
+-- How many more to take, of so many that are left, after so many were taken with so many bytes in all: few at first,
+-- as nobody knows their size, and never many more than are known.
 local function pieceOf(left, count, bytes, first)
   if count == 0 then return math.min(left, first) end
-  return math.max(1, math.min(left, 4000, math.floor((ENOUGH - bytes) * count / math.max(bytes, 1))))
+  return math.max(1, math.min(left, 4000, 16 * count, math.floor((ENOUGH - bytes) * count / math.max(bytes, 1))))
 end
--- As fetch, but perhaps not all: at least one, until there are enough bytes.
-local function fetchSome(hash, ids)
-  local values, bytes, count = {}, 0, 0
-  while count < #ids and bytes < ENOUGH do
-    for _, value in ipairs(call('HMGET', hash, unpack(ids, count + 1, count + pieceOf(#ids - count, count, bytes, 50)))) do
-      bytes = bytes + (value and #value or 0)
-      if count > 0 and bytes > ENOUGH then return values end
+-- As fetch, but perhaps not all: at least the first, and the first value that there is, until there are enough bytes,
+-- of which so many are spent. Returns the bytes that are spent then, too.
+local function fetchSome(hash, ids, spent)
+  local values, bytes, count, least = {}, spent or 0, 0, true
+  while count < #ids and (least or bytes < ENOUGH) do
+    local piece = pieceOf(#ids - count, count, bytes, 16)
+    for _, value in ipairs(call('HMGET', hash, unpack(ids, count + 1, count + piece))) do
+      if value then
+        if not least and bytes + #value > ENOUGH then return values, bytes end
+        bytes, least = bytes + #value, false
+      end
       count = count + 1
       values[count] = value
     end
   end
-  return values
+  return values, bytes
+end
+-- Whether each of these is in a hash, whatever the size of its values: large ones are not read.
+local function fetchKnown(hash, ids)
+  local known, values = {}, fetchSome(hash, ids)
+  for i, id in ipairs(ids) do known[i] = values[i] or (values[i] == nil and call('HEXISTS', hash, id) == 1) end
+  return known
 end
 
 -- Wake-ups are hints: a store that refuses PUBLISH in a script must not undo the script.
@@ -227,7 +238,7 @@ local function add(tasks, check)
   if check then
     local ids = {}
     for i, t in ipairs(tasks) do ids[i] = t.id end
-    local live, final = fetch(LIVE, ids), fetch(TASKS, ids)
+    local live, final = fetchKnown(LIVE, ids), fetchKnown(TASKS, ids)
     for i, id in ipairs(ids) do known[id] = live[i] or final[i] end
   end
   local _, flushLive, liveOf = batch('HSET')

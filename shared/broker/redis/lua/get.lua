@@ -1,12 +1,13 @@
--- ARGV: number of ids, the ids. No kinds.
+-- ARGV: whether only final records are asked for (1 or 0), number of ids, the ids. No kinds.
 -- Returns for each: its final record; or { live value, unfinished children }; or false. At least for the first, and for no more when they are large.
-local ids, live, at, parents, parentAt = {}, {}, {}, {}, {}
+local endedOnly, ids, live, at, parents, parentAt = arg() == '1', {}, {}, {}, {}, {}
 for i = 1, number() do ids[i] = arg() end
-local reply = fetchSome(TASKS, ids)
+local reply, bytes = fetchSome(TASKS, ids)
+if endedOnly then return reply end
 for i = 1, #reply do
   if not reply[i] then live[#live + 1], at[#at + 1] = ids[i], i end
 end
-local values = fetchSome(LIVE, live)
+local values = fetchSome(LIVE, live, bytes)
 for j, value in ipairs(values) do
   if value then
     reply[at[j]] = { value, '0' }

@@ -1,5 +1,7 @@
 -- ARGV: state's key number (2 for queued); where to begin: an offset, or for final states the time of the last one before (or +inf) and how many of that time were there; limit. One kind.
--- Returns ids; for queued tasks their envelopes; for final states their entries (see common.lua), each followed by its time, until there are enough.
+-- Returns ids; for queued tasks their envelopes, at least one and no more when they are large, and then '' if there
+-- are more of them; for final states their entries (see common.lua), each followed by its time, until there are
+-- enough.
 local state, from, skip, limit, reply = number(), arg(), number(), number(), {}
 if FINAL[state] then
   local offset, count = 0, 0
@@ -21,10 +23,20 @@ if FINAL[state] then
 end
 local offset = tonumber(from)
 if state ~= NORMAL then return call('ZRANGE', of(1, state), offset, offset + limit - 1, 'REV') end
+local bytes = 0
 for priority = 1, 3 do
   local length = call('LLEN', of(1, priority))
-  if offset < length and #reply < limit then
-    for _, envelope in ipairs(call('LRANGE', of(1, priority), offset, offset + limit - #reply - 1)) do reply[#reply + 1] = envelope end
+  while offset < length and #reply < limit do
+    local piece = pieceOf(limit - #reply, #reply, bytes, 4)
+    for _, envelope in ipairs(call('LRANGE', of(1, priority), offset, offset + piece - 1)) do
+      bytes = bytes + #envelope
+      if #reply > 0 and bytes > ENOUGH then
+        reply[#reply + 1] = ''
+        return reply
+      end
+      reply[#reply + 1] = envelope
+      offset = offset + 1
+    end
   end
   offset = math.max(0, offset - length)
 end

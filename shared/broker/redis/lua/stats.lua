@@ -1,7 +1,8 @@
 -- ARGV: nothing more.
 -- Returns for each kind: length of the three queues; how many are running, delayed and waiting, and are kept that succeeded, failed and were cancelled; how many are
--- broken; how many succeeded and failed within 60 s; how many envelopes belong to nobody; then the envelope at the front of each queue.
-local since, SAMPLE = '(' .. now - 60000, 200
+-- broken; how many succeeded and failed within 60 s; how many envelopes belong to nobody; then the envelope at the
+-- front of each queue, of a large one the end.
+local since, SAMPLE, FRONT = '(' .. now - 60000, 200, 4096
 
 -- Of a great many, the newest tell how many share an entry.
 local function endedSince(key)
@@ -24,7 +25,10 @@ for kind = 1, #kinds do
   local dropped = row[1] + row[2] + row[3] > 0 and counts[4]
   if counts[4] and not dropped then call('HDEL', of(kind, COUNTS), 'dropped') end
   row[#row + 1] = dropped
-  for priority = 1, 3 do row[#row + 1] = call('LINDEX', of(kind, priority), -1) end
+  for priority = 1, 3 do
+    local front = call('LINDEX', of(kind, priority), -1)
+    row[#row + 1] = front and sub(front, -FRONT)
+  end
   reply[kind] = row
 end
 return reply
