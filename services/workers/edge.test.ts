@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, spyOn, test } from 'bun:test'
 import * as z from 'zod'
+import type { Broker } from '#shared/broker/broker.ts'
 import { createRedisBroker } from '#shared/broker/redis/redis.ts'
 import { createRestClient } from '#shared/broker/redis/rest.ts'
 import { createKeyring, newKey, sealPayload } from '#shared/runtime/seal.ts'
@@ -17,6 +18,8 @@ import { createWorkerEdge } from './edge.ts'
 /** What a free Worker may ask in one invocation, less what it needs to wake others. */
 const MAX_REQUESTS = 45
 const SECRET = newKey()
+const OLD = { finished_at: 1, retention_s: 1 }
+const STEP = JSON.stringify({ result: '1', status_code: 200, step: 'one' })
 
 const kind = (name: string) => defineTask({ kind: name, description: name, input: z.any(), output: z.any() })
 const add = defineTask({
@@ -115,6 +118,78 @@ describe('drains of no more requests than an invocation may make', () => {
   test('end a map of 40,000', async () => {
     expect(await end(map, 40_000, [composers, [adder]])).toMatchObject({ result: '40000', attempt: 1 })
   }, 120_000)
+
+  describe('a schedule', () => {
+    const OLD_END = { state: 'succeeded', endedAt: 1, expiresAt: 2 } as const
+
+    /** Results that expired long ago; those of a tree have children of their own. */
+    async function expired(roots: number, children = 0): Promise<Broker> {
+      const broker = createRedisBroker(createRestClient({ url: endpoint.url, token: endpoint.token }))
+      const request = { kinds: ['old'], limit: 500, leaseMs: 30_000, takeBack: false }
+      for (let i = 0; i < roots; i += 250) {
+        const tasks = Array.from({ length: Math.min(250, roots - i) }, () => {
+          const id = crypto.randomUUID()
+          const envelope = encodeEnvelope({ task_id: id, kind: 'old', payload: null })
+          return { id, kind: 'old', priority: 'normal' as const, envelope }
+        })
+        await broker.enqueue(tasks)
+        const ends = (await broker.claim(request)).tasks.map(({ id, kind, token }) => {
+          const records = Array.from({ length: children }, (_, n) => ({ id: `${id}.${n}`, record: STEP }))
+          const called = { calls: children, steps: children, order: '', park: false, wakeAt: null, awaits: null }
+          const length = { attempt: 1, calls: children, steps: children }
+          const record = JSON.stringify({ result: '1', status_code: 200, kind, ...OLD, ...length })
+          return {
+            call: { type: 'call' as const, id, kind, token, children: [], records, ...called },
+            end: { type: 'end' as const, id, kind, token, record, ...OLD_END },
+          }
+        })
+        if (children > 0) for (const { call } of ends) await broker.settle([call])
+        await broker.settle(ends.map(({ end }) => end))
+      }
+      return broker
+    }
+
+    const env = () => ({
+      ...{ UPSTASH_REDIS_REST_URL: endpoint.url, UPSTASH_REDIS_REST_TOKEN: endpoint.token, LOG_LEVEL: 'silent' },
+      ...{ DRAIN_MAX_REQUESTS: String(MAX_REQUESTS), TASKER_SECRET: SECRET },
+    })
+    const left = async (broker: Broker) => (await broker.stats(['old']))[0]?.succeeded
+    const at = (minute: number) => ({ scheduledTime: Date.UTC(2026, 0, 1, 0, minute) })
+
+    test('forgets as many results as its share of requests lets it, at any minute, and goes on the next time', async () => {
+      const broker = await expired(6_000)
+      const edge = createWorkerEdge({ implementations: () => [adder] })
+      for (let minute = 17; (await left(broker)) !== 0; minute += 5) {
+        const before = (await left(broker)) ?? 0
+        const { requests } = await endpoint.bill()
+        await edge.scheduled?.(at(minute), env())
+        expect((await endpoint.bill()).requests - requests - 1).toBeLessThanOrEqual(MAX_REQUESTS)
+        // 2,000 in five minutes are 500,000 a day.
+        expect(before - ((await left(broker)) ?? 0)).toBeGreaterThanOrEqual(Math.min(before, 2_000))
+      }
+      const idle = await endpoint.bill()
+      await edge.scheduled?.(at(59), env())
+      // Once all is swept, it drains and does nothing else for an hour.
+      expect((await endpoint.bill()).commands - idle.commands).toBeLessThanOrEqual(4)
+    }, 60_000)
+
+    test('shares the work with others of the same minute', async () => {
+      const broker = await expired(3_000)
+      const edges = Array.from({ length: 4 }, () => createWorkerEdge({ implementations: () => [adder] }))
+      const before = (await endpoint.bill()).requests
+      await Promise.all(edges.map((edge) => edge.scheduled?.(at(0), env())))
+      expect(await left(broker)).toBe(0)
+      // Three for each 500, and a few for each schedule; four that do the same would ask four times as much.
+      expect((await endpoint.bill()).requests - before).toBeLessThan(2 * 18 + 4 * 6)
+    }, 60_000)
+
+    test('forgets small trees together', async () => {
+      const broker = await expired(200, 4)
+      const edge = createWorkerEdge({ implementations: () => [adder] })
+      await edge.scheduled?.(at(0), env())
+      expect(await left(broker)).toBe(0)
+    }, 60_000)
+  })
 })
 
 describe('a store that is away', () => {

@@ -1,5 +1,6 @@
 /** What the edge entry points of the workers share. */
-import { sweepOnce } from '#shared/broker/expire.ts'
+import type { Broker } from '#shared/broker/broker.ts'
+import { SWEEP_LIMIT, sweepOnce } from '#shared/broker/expire.ts'
 import { createAuth, requireScope } from '#shared/http/auth.ts'
 import { createBase } from '#shared/http/base.ts'
 import { Problem } from '#shared/http/problem.ts'
@@ -30,6 +31,10 @@ export function createWorkerEdge(options: {
   concurrency?: number
 }): EdgeModule {
   const waker = createWaker()
+  /** For which time all was swept. */
+  let sweptAt = Number.NEGATIVE_INFINITY
+  /** Whether its last sweep left something. */
+  let isBehind = false
 
   async function drain(invocation: Invocation): Promise<DrainReport> {
     const { config, broker, keyring, log, requests, count } = invocation
@@ -90,21 +95,63 @@ export function createWorkerEdge(options: {
       const invocation = await openInvocation(env, context)
       const { broker, config } = invocation
       const time = timeOf(event)
-      // Nobody else sweeps where no worker loops. Once an hour is enough, and every command is billed.
       const isHourly = time.getUTCMinutes() < SWEEP_MINUTES
-      // Nor does anybody note the kinds, so that their tasks are found when they are taken out: that is done once a day.
+      // Nobody notes the kinds where no worker loops, so that their tasks are found when they are taken out: once a day.
       if (isHourly && time.getUTCHours() === 0)
         await broker.kinds(options.implementations(config, fetch).map(({ contract }) => contract.kind))
-      if (isHourly) await sweepOnce({ broker, contracts: {}, now: Date.now }, SWEEP_LIMIT)
+      // Nor does anybody else sweep. Every command is billed: once all is swept, the next hour is soon enough.
+      const at = time.getTime()
+      if (isBehind || (isHourly && at - sweptAt >= SWEEP_MINUTES * 60_000)) {
+        isBehind = !(await sweepAll(invocation))
+        sweptAt = at
+      }
       await drain(invocation)
     },
   }
 }
 
+/** Sweeps until there is nothing left, which it says, or until its share of an invocation is used up. */
+async function sweepAll({ broker, config, requests }: Invocation): Promise<boolean> {
+  const end = Date.now() + config.drain.maxMs * SWEEP_SHARE
+  const mayGoOn = () => requests() < config.drain.maxRequests * SWEEP_SHARE && Date.now() < end
+  const guard =
+    <Args extends unknown[], Answer>(call: (...args: Args) => Promise<Answer>) =>
+    async (...args: Args): Promise<Answer> => {
+      if (!mayGoOn()) throw new ShareUsedUp()
+      return call(...args)
+    }
+  // It may be stopped before any call, as by a crash, and goes on from there the next time.
+  const { sweep, get, settle, cancel, remove } = broker
+  const limited: Broker = {
+    ...broker,
+    sweep: guard(sweep),
+    get: guard(get),
+    settle: guard(settle),
+    cancel: guard(cancel),
+    remove: guard(remove),
+  }
+  try {
+    for (;;) {
+      const { expired, adopted } = await sweepOnce({ broker: limited, contracts: {}, now: Date.now }, SWEEP_LIMIT)
+      if (expired < SWEEP_LIMIT && adopted === 0) return true
+    }
+  } catch (error) {
+    if (error instanceof ShareUsedUp) return false
+    throw error
+  }
+}
+
+class ShareUsedUp extends Error {
+  override readonly name = 'ShareUsedUp'
+}
+
+/** What a sweep may take of an invocation's requests and time. */
+const SWEEP_SHARE = 0.5
+/** Schedules sweep in the first minutes of each hour, each instance once, and on until nothing is left. */
+const SWEEP_MINUTES = 5
+
 /** What still runs when the time of an invocation is over has so many ms to end. */
 const GRACE_MS = 4_000
-const SWEEP_LIMIT = 100
-const SWEEP_MINUTES = 5
 
 /** The time that a schedule stands for. */
 function timeOf(event: unknown): Date {

@@ -1,7 +1,11 @@
 import { readRecord } from '#shared/task/record.ts'
 import { expiryOf } from '#shared/task/task.ts'
 import { adopt } from './adopt.ts'
+import { inParts } from './parts.ts'
 import { removeTrees, type TreeDeps } from './tree.ts'
+
+/** Roots, and live tasks, that one sweep looks at. */
+export const SWEEP_LIMIT = 500
 
 /**
  * Looks once for work that nobody reports: forgets the trees of roots whose record has expired, and takes over results that foreign
@@ -11,13 +15,16 @@ import { removeTrees, type TreeDeps } from './tree.ts'
 export async function sweepOnce(deps: TreeDeps, limit: number): Promise<{ expired: number; adopted: number }> {
   const { expired, foreign } = await deps.broker.sweep(limit)
   await adopt(deps.broker, foreign, deps.now())
-  const stored = expired.length > 0 ? await deps.broker.get(expired) : []
-  // What is gone was swept by another process; what is live again was retried meanwhile.
-  const ended = stored.filter((task) => task?.live === null)
-  const due = ended.filter(({ record }) => isDue(record, deps.now()))
-  await removeTrees(deps, due)
+  let left = 0
+  for await (const stored of inParts(deps.broker, expired)) {
+    // What is gone was swept by another process; what is live again was retried meanwhile.
+    const ended = stored.filter((task) => task?.live === null)
+    const due = ended.filter(({ record }) => isDue(record, deps.now()))
+    await removeTrees(deps, due)
+    left += ended.length - due.length
+  }
   // One that is not due is found again each time: nobody is to hurry for it.
-  return { expired: expired.length - (ended.length - due.length), adopted: foreign.length }
+  return { expired: expired.length - left, adopted: foreign.length }
 }
 
 /**

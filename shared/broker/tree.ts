@@ -3,10 +3,15 @@ import { cancelledRecord, readEnvelope, readRecord } from '#shared/task/record.t
 import { childId, type Envelope, expiryOf, type FinalRecord, finalState } from '#shared/task/task.ts'
 import { adopt } from './adopt.ts'
 import type { Broker, Cancellation, Ended, Live, Removal, Stored } from './broker.ts'
+import { inParts } from './parts.ts'
 import { attemptOf, type Contracts, contractOf } from './view.ts'
 
-/** Tasks that are read and written in one call: it bounds the memory, whatever the size of a tree. */
+/**
+ * Tasks that are read and written in one call, unless they are large: it bounds the memory, whatever the size of a
+ * tree.
+ */
 const CHUNK = 500
+const MAX_CHUNK = 16_000
 
 export interface TreeDeps {
   broker: Broker
@@ -57,11 +62,11 @@ async function cancelLive({ broker, contracts, now }: TreeDeps, tasks: readonly 
   if (cancellations.length === 0) return []
   const answers = await broker.cancel(cancellations)
   const others = answers.flatMap(({ id, cancelled }) => (cancelled ? [] : [id]))
-  const left = others.length > 0 ? await broker.get(others) : []
-  return [
-    ...answers.filter(({ cancelled }) => cancelled),
-    ...left.flatMap((stored) => (stored && isCancelled(stored) ? [{ id: stored.id, calls: null }] : [])),
-  ]
+  const stopped: Stopped[] = answers.filter(({ cancelled }) => cancelled)
+  for await (const left of inParts(broker, others)) {
+    for (const stored of left) if (stored && isCancelled(stored)) stopped.push({ id: stored.id, calls: null })
+  }
+  return stopped
 }
 
 /** Whether a task failed, was cancelled, or was left unfinished. */
@@ -100,21 +105,24 @@ export async function removeTrees(deps: TreeDeps, tasks: readonly Stored[]): Pro
   for (const id of await longerThanRecorded(deps.broker, uncertain)) {
     calls.set(id, await lengthOf(deps.broker, id, calls.get(id) ?? 0))
   }
-  for (const [id, known] of calls) {
-    for await (const children of childrenOf(deps.broker, id, known)) await removeTrees(deps, children)
-  }
+  for await (const children of childrenOfAll(deps.broker, calls)) await removeTrees(deps, children)
   // Those that were live have ended meanwhile.
   const live = tasks.flatMap(({ id, live }) => (live ? [id] : []))
-  const ended = new Map(live.length > 0 ? (await deps.broker.get(live)).map((stored) => [stored?.id, stored]) : [])
-  const foreign = await deps.broker.remove(tasks.map((task) => removalOf(ended.get(task.id) ?? task)))
+  const ended = new Map<string, Removal>()
+  for await (const found of inParts(deps.broker, live)) {
+    for (const task of found) if (task) ended.set(task.id, removalOf(task))
+  }
+  const foreign = await deps.broker.remove(tasks.map((task) => ended.get(task.id) ?? removalOf(task)))
   if (foreign.length === 0) return
   // What foreign workers have just ended may have children that only its live value told of, and goes on until it is taken over.
   await adopt(deps.broker, foreign, deps.now())
-  const adopted = await deps.broker.get(foreign.map(({ id }) => id))
-  await removeTrees(
-    deps,
-    adopted.filter((task) => task !== null),
-  )
+  const adopted = foreign.map(({ id }) => id)
+  for await (const found of inParts(deps.broker, adopted)) {
+    await removeTrees(
+      deps,
+      found.filter((task) => task !== null),
+    )
+  }
 }
 
 /** Numbers behind the known end of a history at which it is looked for: some have no entry, as a step may be under way while a later call is stored. */
@@ -133,8 +141,14 @@ async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, num
   const longer = new Set<string>()
   for (let i = 0; i < ids.length; i += CHUNK / GAP) {
     const some = ids.slice(i, i + CHUNK / GAP)
-    const next = await broker.get(some.flatMap((id) => idsOfCalls(id, calls.get(id) ?? 0, (calls.get(id) ?? 0) + GAP)))
-    for (const [j, child] of next.entries()) if (child) longer.add(some[Math.floor(j / GAP)] ?? '')
+    const next = some.flatMap((id) => idsOfCalls(id, calls.get(id) ?? 0, (calls.get(id) ?? 0) + GAP))
+    let j = 0
+    for await (const found of inParts(broker, next)) {
+      for (const child of found) {
+        if (child) longer.add(some[Math.floor(j / GAP)] ?? '')
+        j++
+      }
+    }
   }
   return [...longer]
 }
@@ -143,22 +157,49 @@ async function longerThanRecorded(broker: Broker, calls: ReadonlyMap<string, num
 export async function lengthOf(broker: Broker, id: string, known: number): Promise<number> {
   let calls = known
   for (let from = calls; ; from += CHUNK) {
-    const found = await broker.get(idsOfCalls(id, from, from + CHUNK))
-    const last = found.findLastIndex((child) => child !== null)
-    if (last < 0) return calls
-    calls = from + last + 1
+    let n = from
+    for await (const found of inParts(broker, idsOfCalls(id, from, from + CHUNK))) {
+      for (const child of found) {
+        n++
+        if (child) calls = n
+      }
+    }
+    if (calls <= from) return calls
   }
 }
 
 /**
- * The children that are known, in chunks, the last chunk first: what is left of a removal that was interrupted then begins at number 0, where it is
- * looked for.
+ * The children that are known, in parts, the last child first: what is left of a removal that was interrupted then
+ * begins at number 0, where it is looked for.
  */
 export async function* childrenOf(broker: Broker, id: string, calls: number): AsyncGenerator<Stored[]> {
-  for (let end = calls; end > 0; end -= CHUNK) {
-    const found = await broker.get(idsOfCalls(id, Math.max(0, end - CHUNK), end))
-    yield found.filter((child) => child !== null)
+  let size = CHUNK
+  for (let end = calls; end > 0; ) {
+    const start = Math.max(0, end - size)
+    let isGone = true
+    for await (const found of knownOf(broker, idsOfCalls(id, start, end).toReversed())) {
+      isGone &&= found.length === 0
+      yield found
+    }
+    // What an earlier removal has done is passed over in long steps.
+    size = isGone ? Math.min(2 * size, MAX_CHUNK) : CHUNK
+    end = start
   }
+}
+
+/** The same of several tasks, of which so many calls are known: small histories together. */
+async function* childrenOfAll(broker: Broker, calls: ReadonlyMap<string, number>): AsyncGenerator<Stored[]> {
+  const some: string[] = []
+  for (const [id, known] of calls) {
+    if (known > CHUNK) yield* childrenOf(broker, id, known)
+    else some.push(...idsOfCalls(id, 0, known).toReversed())
+    if (some.length >= CHUNK) yield* knownOf(broker, some.splice(0))
+  }
+  yield* knownOf(broker, some)
+}
+
+async function* knownOf(broker: Broker, ids: readonly string[]): AsyncGenerator<Stored[]> {
+  for await (const found of inParts(broker, ids)) yield found.filter((child) => child !== null)
 }
 
 function idsOfCalls(id: string, from: number, to: number): string[] {

@@ -1,6 +1,6 @@
 /** What goes on beside claiming and running: leases are extended, time limits kept, and the store is swept. */
 import type { Broker } from '#shared/broker/broker.ts'
-import { sweepOnce } from '#shared/broker/expire.ts'
+import { SWEEP_LIMIT, sweepOnce } from '#shared/broker/expire.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
 import { RunAborted, StoreUnavailable } from '#shared/task/errors.ts'
@@ -18,7 +18,6 @@ export interface HousekeepingDeps {
 
 /** How often running tasks are checked for their time limits. */
 const TICK_MS = 250
-const SWEEP_LIMIT = 500
 
 /** Extends all leases in one call, at a third of their length, and aborts what is no longer ours, until the signal aborts. */
 export async function keepLeases(deps: HousekeepingDeps, leaseMs: number, signal: AbortSignal): Promise<void> {
@@ -82,7 +81,8 @@ export async function keepSwept(
     try {
       // What has expired is forgotten whole: no contract is needed to redact it.
       const { expired, adopted } = await sweepOnce({ broker, contracts: {}, now: clock.now }, SWEEP_LIMIT)
-      behind = Math.max(expired, adopted) >= SWEEP_LIMIT
+      // Of results to take over a call gives fewer when they are large.
+      behind = expired >= SWEEP_LIMIT || adopted > 0
     } catch (error) {
       if (!(error instanceof StoreUnavailable)) throw error
       log.warn('The sweep failed', { reason: messageOf(error) })
