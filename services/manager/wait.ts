@@ -1,4 +1,5 @@
 import type { Broker, Stored, Subscription } from '#shared/broker/broker.ts'
+import { inParts } from '#shared/broker/parts.ts'
 import { Problem } from '#shared/http/problem.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
 import type { Log } from '#shared/runtime/log.ts'
@@ -62,9 +63,11 @@ export function createWaiter({ broker, log, pollMs, maxWaiters, clock }: WaiterO
   }
 
   async function wakeEnded(): Promise<void> {
-    const ids = [...waiting.keys()]
-    const stored = await broker.get(ids)
-    for (const [index, id] of ids.entries()) if (!stored[index]?.live) wake(id, stored[index]?.record ?? null)
+    // Of those that live nothing is read. One that was deleted is found out when its time is up, if its end was not
+    // heard of.
+    for await (const ended of inParts(broker, [...waiting.keys()], { endedOnly: true })) {
+      for (const task of ended) if (task?.record != null) wake(task.id, task.record)
+    }
   }
 
   function add(id: string, run: Wake): Promise<unknown> {
