@@ -1,10 +1,10 @@
 import { type Context, Hono, type MiddlewareHandler } from 'hono'
 import { methodNotAllowed } from 'hono/method-not-allowed'
-import { type RequestIdVariables, requestId } from 'hono/request-id'
+import { requestId } from 'hono/request-id'
 import type { ContentfulStatusCode } from 'hono/utils/http-status'
 import type { Log } from '#shared/runtime/log.ts'
 import type { Auth } from './auth.ts'
-import { limitBody } from './body.ts'
+import { type BaseEnv, limitBodies } from './body.ts'
 import {
   allowOrigins,
   type Doors,
@@ -18,7 +18,7 @@ import {
 import { sizeHead } from './head.ts'
 import { Problem, problemAnswer } from './problem.ts'
 
-export type BaseEnv = { Variables: RequestIdVariables }
+export type { BaseEnv }
 
 export interface BaseOptions {
   /** Names the service in `GET /` and in the log. */
@@ -73,7 +73,7 @@ export function createBase(options: BaseOptions): Hono<BaseEnv> {
       },
     }),
   )
-  app.use(limitBody)
+  app.use(limitBodies())
 
   app.get('/', (c) => c.json({ service, ...options.about }))
   app.get('/healthz', (c) => c.json({ status: 'alive' }))

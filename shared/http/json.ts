@@ -1,6 +1,6 @@
 import type { Context } from 'hono'
 import { isDeeperThan, MAX_DEPTH } from '#shared/task/limits.ts'
-import { MAX_BODY, tooLarge } from './body.ts'
+import { type BaseEnv, MAX_BODY, tooLarge } from './body.ts'
 import { Problem } from './problem.ts'
 
 /** A body must have arrived within so many ms: a client that sends a byte now and then does not hold its connection. */
@@ -9,11 +9,12 @@ const BODY_DEADLINE_MS = 30_000
 /**
  * The body as JSON.
  *
- * @throws Problem with code `malformed` when it is not JSON in UTF-8, or nested deeper than {@link MAX_DEPTH}, `too_large` when it is that, and
- * `too_slow` when it does not arrive. It does not quote the body, which may hold secrets.
+ * @throws Problem with code `malformed` when it is not JSON in UTF-8, or nested deeper than {@link MAX_DEPTH},
+ * `too_large` when it is that, `too_slow` when it does not arrive, and `stopping` when the service is told to stop
+ * before it has. It does not quote the body, which may hold secrets.
  */
-export async function readJson(c: Context, options: { deadlineMs?: number } = {}): Promise<unknown> {
-  const text = decode(await readBytes(c.req.raw, options.deadlineMs ?? BODY_DEADLINE_MS))
+export async function readJson(c: Context<BaseEnv>, options: { deadlineMs?: number } = {}): Promise<unknown> {
+  const text = decode(await readBytes(c, options.deadlineMs ?? BODY_DEADLINE_MS))
   if (text.trim() === '') throw new Problem('malformed', 'The body is empty: it must be JSON.')
   if (isDeeperThan(MAX_DEPTH, text)) {
     throw new Problem('malformed', `The body is nested too deeply: ${MAX_DEPTH} levels are allowed.`)
@@ -26,29 +27,40 @@ export async function readJson(c: Context, options: { deadlineMs?: number } = {}
   }
 }
 
-async function readBytes(request: Request, deadlineMs: number): Promise<Uint8Array> {
+async function readBytes(c: Context<BaseEnv>, deadlineMs: number): Promise<Uint8Array> {
+  const request = c.req.raw
   // The server holds a body to the length that it states.
   const stated = request.headers.has('Content-Length') && !request.headers.has('Transfer-Encoding')
   const reader = stated ? null : (request.body?.getReader() ?? null)
-  let timer: ReturnType<typeof setTimeout> | undefined
+  const stopping: unknown = Reflect.get(Object(c.env), 'stopping')
+  const over = new AbortController()
   const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      const detail = `The body did not arrive within ${deadlineMs / 1000} s.`
-      reject(new Problem('too_slow', detail, { headers: { Connection: 'close' } }))
-    }, deadlineMs)
+    const give = (code: 'too_slow' | 'stopping', detail: string) => {
+      const again: Record<string, string> = code === 'stopping' ? { 'Retry-After': '1' } : {}
+      reject(new Problem(code, detail, { headers: { ...again, Connection: 'close' } }))
+    }
+    const timer = setTimeout(give, deadlineMs, 'too_slow', `The body did not arrive within ${deadlineMs / 1000} s.`)
+    over.signal.addEventListener('abort', () => clearTimeout(timer))
+    if (!(stopping instanceof AbortSignal)) return
+    const stop = () => give('stopping', 'The service was told to stop before the body arrived. Nothing was accepted.')
+    if (stopping.aborted) stop()
+    else stopping.addEventListener('abort', stop, { once: true, signal: over.signal })
   })
   try {
-    return await Promise.race([reader ? readStream(reader) : request.bytes(), late])
+    return await Promise.race([reader ? readStream(reader, c.get('body')) : request.bytes(), late])
   } catch (error) {
     void reader?.cancel().catch(() => undefined)
     if (error instanceof Problem) throw error
     throw new Problem('malformed', 'The connection ended before the body did.', { cause: error })
   } finally {
-    clearTimeout(timer)
+    over.abort()
   }
 }
 
-async function readStream(reader: ReadableStreamDefaultReader<Uint8Array>): Promise<Uint8Array> {
+async function readStream(
+  reader: ReadableStreamDefaultReader<Uint8Array>,
+  body: BaseEnv['Variables']['body'],
+): Promise<Uint8Array> {
   const chunks: Uint8Array[] = []
   let size = 0
   for (;;) {
@@ -56,6 +68,7 @@ async function readStream(reader: ReadableStreamDefaultReader<Uint8Array>): Prom
     if (done) break
     size += value.length
     if (size > MAX_BODY) throw tooLarge()
+    body?.hold(value.length)
     chunks.push(value)
   }
   const bytes = new Uint8Array(size)

@@ -24,6 +24,8 @@ const PROBLEMS = {
   not_guarded: [503, 'The service is not set up'],
   too_many_waiters: [503, 'Too many requests wait'],
   store_busy: [503, 'Too much waits for the store'],
+  too_many_bodies: [503, 'Too many bodies are under way'],
+  stopping: [503, 'The service stops'],
   store_unavailable: [503, 'The store does not answer'],
 } as const satisfies Record<string, readonly [status: number, title: string]>
 

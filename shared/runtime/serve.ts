@@ -1,12 +1,13 @@
 import { type Runtime, runtime } from './adapter/runtime.ts'
+import { systemClock } from './clock.ts'
 
 /** A service that listens. */
 export interface Server {
   /** Where it is reached, without a slash at the end. */
   readonly url: string
   /**
-   * Takes no new connections and resolves when the requests under way are answered, or were cut off because they took too long. Calling it
-   * twice is harmless.
+   * Takes no new connections and resolves when the requests under way are answered, or were cut off because they took too long. No caller is
+   * waited for: neither for the rest of a body nor, for long, until an answer is read. Calling it twice is harmless.
    */
   stop(): Promise<void>
 }
@@ -15,9 +16,11 @@ export interface Server {
 export interface Connection {
   /** The address at its other end; null when it is gone. */
   address(): string | null
+  /** Aborts when the server stops: what has not arrived by then is not waited for. */
+  readonly stopping: AbortSignal
 }
 
-type Fetch = (request: Request, connection: Connection) => Response | Promise<Response>
+type Fetch<Of = Connection> = (request: Request, connection: Of) => Response | Promise<Response>
 
 /** How long a connection may be quiet, and how large the headers of a request may be. A longer list or text of headers is answered with 431. */
 export interface Limits {
@@ -35,10 +38,13 @@ export interface Limits {
 const LIMITS: Limits = { headerBytes: 16 * 1024, headerFields: 200, headersMs: 12_000, idleMs: 75_000 }
 
 /**
- * How long requests may go on after a stop. With the grace of workers it stays under the 20 s that containers are given: a body that never
- * comes, or a caller that does not read, must not get the whole process killed.
+ * How long requests may go on after a stop. With the grace of workers it stays under the 20 s that containers are given: a handler that
+ * hangs must not get the whole process killed.
  */
 const STOP_MS = 8_000
+
+/** How long callers may go on, once all are answered, to read that, or to send what nobody reads. */
+const FLUSH_MS = 1_000
 
 /** A runtime's server, as its adapter gives it. */
 export interface Listener {
@@ -50,7 +56,12 @@ export interface Listener {
 }
 
 /** Rejects with the runtime's error with code `EADDRINUSE` when another process has the port. */
-export type Listen = (options: { fetch: Fetch; host: string; port: number; limits: Limits }) => Promise<Listener>
+export type Listen = (options: {
+  fetch: Fetch<Pick<Connection, 'address'>>
+  host: string
+  port: number
+  limits: Limits
+}) => Promise<Listener>
 
 const adapters: Record<Runtime, () => Promise<{ listen: Listen }>> = {
   bun: () => import('./adapter/bun/serve.ts'),
@@ -65,24 +76,43 @@ const adapters: Record<Runtime, () => Promise<{ listen: Listen }>> = {
  * @throws the runtime's error with code `EADDRINUSE` when another process has the port.
  */
 export async function serve(options: { fetch: Fetch; host: string; port: number; stopMs?: number }): Promise<Server> {
-  const { fetch, host, stopMs = STOP_MS } = options
+  const { fetch, host, port, stopMs = STOP_MS } = options
   const { listen } = await adapters[runtime]()
-  const listener = await listen({ fetch, host, port: options.port, limits: LIMITS })
+  const stopping = new AbortController()
+  const allAnswered = Promise.withResolvers<void>()
+  let underWay = 0
+  const listener = await listen({
+    async fetch(request, { address }) {
+      underWay++
+      try {
+        return await fetch(request, { address, stopping: stopping.signal })
+      } finally {
+        underWay--
+        if (underWay === 0 && stopping.signal.aborted) allAnswered.resolve()
+      }
+    },
+    ...{ host, port, limits: LIMITS },
+  })
+
+  async function stop(): Promise<void> {
+    stopping.abort()
+    if (underWay === 0) allAnswered.resolve()
+    const drained = new AbortController()
+    const cutOff = async () => {
+      await Promise.race([allAnswered.promise, systemClock.sleep(stopMs, drained.signal)])
+      await systemClock.sleep(Math.min(FLUSH_MS, stopMs), drained.signal)
+      if (!drained.signal.aborted) listener.cut()
+    }
+    void cutOff()
+    await listener.drain()
+    drained.abort()
+  }
   let stopped: Promise<void> | null = null
   return {
     url: `http://${host.includes(':') ? `[${host}]` : host}:${listener.port}`,
     stop() {
-      stopped ??= stopWithin(listener, stopMs)
+      stopped ??= stop()
       return stopped
     },
-  }
-}
-
-async function stopWithin(listener: Listener, ms: number): Promise<void> {
-  const timer = setTimeout(() => listener.cut(), ms)
-  try {
-    await listener.drain()
-  } finally {
-    clearTimeout(timer)
   }
 }
