@@ -13,6 +13,9 @@ import { charsOf, createSettler, isFullCall, type Settler } from './settler.ts'
 /** A part of a lease: a worker holds no more tasks that have not begun than it can run in that time, and leaves the others to other workers. */
 const WAITING_SHARE = 0.1
 
+/** Characters of envelopes that a worker holds before it claims no more: a run needs a few times as much memory. */
+const MAX_HELD_CHARS = 8_000_000
+
 export interface DrainDeps {
   readonly broker: Broker
   readonly kinds: readonly string[]
@@ -55,6 +58,7 @@ export class Drain {
   readonly #settle: Settler
   /** Tasks that are held, but for those that arrived in this very turn. */
   readonly #held = new Map<string, Held>()
+  #heldChars = 0
   /** Claimed, and not looked at yet. */
   #arrived: Claimed[] = []
   /** Those that wait to be run, while handlers that do not await anything have held the event loop for long enough. */
@@ -84,6 +88,7 @@ export class Drain {
       outage: deps.outage,
       call: (outcomes) => this.#settleCall(outcomes),
       isCurrent: ({ id, token }) => this.#held.get(id)?.claimed.token === token,
+      weigh: (outcome) => this.#weigh(outcome),
       gather: () => this.#gather(),
       signal: this.#graceOver.signal,
     })
@@ -219,8 +224,28 @@ export class Drain {
     return this.#running > this.#committing ? nextTurn() : Promise.resolve()
   }
 
+  #keep(one: Held): void {
+    const { id, envelope } = one.claimed
+    this.#letGo(this.#held.get(id))
+    this.#held.set(id, one)
+    this.#heldChars += envelope.length
+  }
+
+  /** Of a task that was claimed anew meanwhile, the newer run is kept. */
+  #letGo(one: Held | undefined): void {
+    if (one === undefined || this.#held.get(one.claimed.id) !== one) return
+    this.#held.delete(one.claimed.id)
+    this.#heldChars -= one.claimed.envelope.length
+  }
+
+  /** Characters that a call moves for an outcome: what is sent, or the envelope, which is written anew with what does not end. */
+  #weigh(outcome: Outcome): number {
+    return Math.max(charsOf(outcome), this.#held.get(outcome.id)?.claimed.envelope.length ?? 0)
+  }
+
   /** Slots that are free. Tasks that wait to be settled hold none, but not without bound. */
   #room(): number {
+    if (this.#heldChars > MAX_HELD_CHARS) return 0
     const { concurrency } = this.#deps
     const { maxTasks = Infinity } = this.#limits
     const waiting = this.#waiting.length + this.#arrived.length
@@ -281,7 +306,7 @@ export class Drain {
   #wait(task: Claimed): void {
     const one = new Waiting(task)
     if (this.#graceOver.signal.aborted) one.abort(stopping(task))
-    this.#held.set(task.id, one)
+    this.#keep(one)
     this.#waiting.push(one)
   }
 
@@ -316,11 +341,11 @@ export class Drain {
       if (this.#fatal) break
       started++
       const execution = executor.execute(claimedOf(one), this)
-      this.#held.set(execution.claimed.id, execution)
+      this.#keep(execution)
       if (execution.outcome instanceof Promise) void this.#follow(execution, execution.outcome)
       else {
         ended.push({ held: execution, outcome: execution.outcome })
-        chars += execution.outcome ? charsOf(execution.outcome) : 0
+        chars += execution.outcome ? this.#weigh(execution.outcome) : 0
         if (isFullCall(chars)) {
           void this.#report(ended)
           ended = []
@@ -370,10 +395,8 @@ export class Drain {
       const what = 'Results could not be stored; their tasks run again when the leases end'
       log.error(what, { task_ids, reason: messageOf(error) })
     }
-    for (const { held } of ended) {
-      // The settle may have brought this very task again.
-      if (this.#held.get(held.claimed.id) === held) this.#held.delete(held.claimed.id)
-    }
+    // The settle may have brought one of these very tasks again.
+    for (const { held } of ended) this.#letGo(held)
     this.#change()
   }
 

@@ -30,7 +30,7 @@ import { type Envelope, expiryOf, isOurs, type ResumePoint } from '#shared/task/
 import { MAX_MESSAGE, MAX_NAME, statusCodeOf, textOf } from '#shared/task/thrown.ts'
 import { Course, type Lease as CourseLease } from './course.ts'
 import type { Implementation } from './implement.ts'
-import { limitSize } from './limits.ts'
+import { limitSize, limitText } from './limits.ts'
 import { ParkedRuns } from './parked.ts'
 import { Run } from './run.ts'
 import { createTurns, type Turns } from './turns.ts'
@@ -375,7 +375,10 @@ class ClaimedRun implements Execution {
       startedAt,
       finishedAt,
     })
-    if (state === 'succeeded') limitSize(record.result, () => `The result of ${kind} task ${id}`)
+    if (state === 'succeeded') {
+      const limit = record.content_type === undefined ? limitText : limitSize
+      limit(record.result, () => `The result of ${kind} task ${id}`)
+    }
     return {
       id,
       kind,

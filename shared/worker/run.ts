@@ -5,6 +5,7 @@ import { PermanentError, type RunAborted } from '#shared/task/errors.ts'
 import { type Mask, NO_MASK } from '#shared/task/mask.ts'
 import { CallEntry, type Entry, SleepEntry, StepEntry } from './entries.ts'
 import type { CallOptions, Context, Implementation } from './implement.ts'
+import { limitText } from './limits.ts'
 import type { Turn, Turns } from './turns.ts'
 
 /** How a handler ended. */
@@ -203,6 +204,7 @@ export class Run {
     if (typeof chunk !== 'string') {
       throw new PermanentError(`ctx.emit takes text, and was given ${typeof chunk}.`, { code: 'bad_chunk' })
     }
+    limitText(chunk, () => `A chunk of ${this.task.kind} task ${this.task.id}`)
     if (this.#mask === NO_MASK) {
       this.#emit(this.task.id, chunk)
       return

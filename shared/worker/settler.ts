@@ -15,6 +15,8 @@ export interface SettlerDeps {
   readonly call: (outcomes: readonly Outcome[]) => Promise<readonly string[]>
   /** Whether an outcome is that of the newest run of its task here: one call takes one outcome of each task. */
   readonly isCurrent: (outcome: Outcome) => boolean
+  /** About how many characters a call moves for an outcome. */
+  readonly weigh: (outcome: Outcome) => number
   /** Resolves when a call after a pause may go. */
   readonly gather: () => Promise<void>
   /** Aborts when nothing is waited for any more. */
@@ -25,10 +27,10 @@ export interface SettlerDeps {
 export type Settler = (outcomes: readonly Outcome[]) => Promise<boolean[]>
 
 /** Settles outcomes together, and for as long as the store does not answer. */
-export function createSettler({ outage, call, isCurrent, gather, signal }: SettlerDeps): Settler {
+export function createSettler({ outage, call, isCurrent, weigh, gather, signal }: SettlerDeps): Settler {
   const settleTogether = createGroup(settleParts, {
     maxBatch: MAX_SETTLE,
-    weigh: charsOf,
+    weigh,
     maxWeight: MAX_SETTLE_CHARS,
     gather,
     secondAt: SECOND_SETTLE_AT,

@@ -553,6 +553,55 @@ for (const store of stores) {
       expect(await recordOf(huge)).toMatchObject({ status: 'failed', error: { type: 'too_large' } })
     })
 
+    test('counts the size of a result, a step and a chunk as JSON: a control character is six bytes', async () => {
+      const control = '\u0001'.repeat(200_000)
+      const [result, step, chunk] = [kind('result'), kind('step'), kind('chunk')]
+      const ids = [await create(result, {}), await create(step, {}), await create(chunk, {})]
+      await worker([
+        implement(result, () => control),
+        implement(step, (_, ctx) => ctx.step('one', () => control)),
+        implement(chunk, (_, ctx) => ctx.emit(control)),
+      ]).drain()
+      for (const id of ids) expect(await recordOf(id)).toMatchObject({ status: 'failed', error: { type: 'too_large' } })
+      const fits = await create(result, {})
+      await worker([implement(result, () => control.slice(0, 174_000))]).drain()
+      expect(await recordOf(fits)).toMatchObject({ status_code: 200 })
+      const [stored] = await broker.get([fits])
+      expect(stored?.record?.length).toBeLessThan(1_100_000)
+    })
+
+    test('gives large tasks back in parts of about half a megabyte, and holds no more of them than it has memory for', async () => {
+      const big = kind('big', { concurrency: 400 })
+      const payload = 'x'.repeat(200_000)
+      const ids: string[] = []
+      for (let i = 0; i < 100; i++) ids.push(await create(big, payload))
+      const released: number[] = []
+      const counting: Broker = {
+        ...broker,
+        settle(outcomes, next) {
+          released.push(outcomes.length)
+          return broker.settle(outcomes, next)
+        },
+      }
+      let [running, most] = [0, 0]
+      const stop = new AbortController()
+      const full = Promise.withResolvers<void>()
+      const never = implement(big, (_, ctx) => {
+        most = Math.max(most, ++running)
+        if (running === 80) full.resolve()
+        return new Promise((_, reject) => ctx.signal.addEventListener('abort', () => reject(ctx.signal.reason)))
+      })
+      const looped = worker([never], { broker: counting, graceMs: 0 }).loop(stop.signal)
+      await full.promise
+      await nextTurn()
+      stop.abort()
+      await looped
+      expect(most).toBeLessThan(90)
+      expect(Math.max(...released)).toBeLessThanOrEqual(2)
+      const [stats] = await broker.stats(['big'])
+      expect(stats).toMatchObject({ queued: 100, running: 0 })
+    })
+
     test('goes on by itself after an outage of the store, and loses no result in hand', async () => {
       const id = await create(add, { a: 1, b: 2 })
       let away = true
