@@ -1,6 +1,7 @@
 import type { Context, Hono } from 'hono'
 import { uuidv7 } from 'uuidv7'
 import type { Broker, NewTask } from '#shared/broker/broker.ts'
+import { limitReads } from '#shared/broker/limit-reads.ts'
 import { type Contracts, contractOf } from '#shared/broker/view.ts'
 import { type Auth, requireScope } from '#shared/http/auth.ts'
 import { type BaseEnv, createBase } from '#shared/http/base.ts'
@@ -46,11 +47,12 @@ const MAX_GROUP = 500
 const MAX_GROUP_CHARS = 500_000
 
 /** Characters of envelopes that may wait for a store that is slow. */
-const MAX_WAITING_CHARS = 32_000_000
+const MAX_WAITING_CHARS = 16_000_000
 
 /** The creator: `POST /{kind}` and `POST /{kind}/batch` for every kind of the registry. It answers 201 only after the store has acknowledged. */
 export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
-  const { broker, contracts, managerUrl, now = Date.now, newId = uuidv7 } = deps
+  const { contracts, managerUrl, now = Date.now, newId = uuidv7 } = deps
+  const broker = limitReads(deps.broker)
   const kinds = Object.keys(contracts)
   const weigh = ({ envelope }: NewTask) => envelope.length
   const enqueueTogether = createGroup((tasks: NewTask[]) => broker.enqueue(tasks), {
