@@ -33,8 +33,8 @@ export function createWorkerEdge(options: {
   const waker = createWaker()
   /** For which time all was swept. */
   let sweptAt = Number.NEGATIVE_INFINITY
-  /** Whether its last sweep left something. */
-  let isBehind = false
+  /** Whether the store knows of its kinds. */
+  let hasNoted = false
 
   async function drain(invocation: Invocation): Promise<DrainReport> {
     const { config, broker, keyring, log, requests, count } = invocation
@@ -94,17 +94,12 @@ export function createWorkerEdge(options: {
     async scheduled(event, env, context) {
       const invocation = await openInvocation(env, context)
       const { broker, config } = invocation
-      const time = timeOf(event)
-      const isHourly = time.getUTCMinutes() < SWEEP_MINUTES
-      // Nobody notes the kinds where no worker loops, so that their tasks are found when they are taken out: once a day.
-      if (isHourly && time.getUTCHours() === 0)
-        await broker.kinds(options.implementations(config, fetch).map(({ contract }) => contract.kind))
-      // Nor does anybody else sweep. Every command is billed: once all is swept, the next hour is soon enough.
-      const at = time.getTime()
-      if (isBehind || (isHourly && at - sweptAt >= SWEEP_MINUTES * 60_000)) {
-        isBehind = !(await sweepAll(invocation))
-        sweptAt = at
-      }
+      // Nobody notes the kinds where no worker loops, so that their tasks are found when they are taken out.
+      if (!hasNoted) await broker.kinds(options.implementations(config, fetch).map(({ contract }) => contract.kind))
+      hasNoted = true
+      // Nor does anybody else sweep. Every command is billed: once all is swept, an hour later is soon enough.
+      const at = timeOf(event)
+      if (at - sweptAt >= SWEEP_EVERY_MS && (await sweepAll(invocation))) sweptAt = at
       await drain(invocation)
     },
   }
@@ -147,14 +142,14 @@ class ShareUsedUp extends Error {
 
 /** What a sweep may take of an invocation's requests and time. */
 const SWEEP_SHARE = 0.5
-/** Schedules sweep in the first minutes of each hour, each instance once, and on until nothing is left. */
-const SWEEP_MINUTES = 5
+/** How long after a sweep that left nothing an instance sweeps again. */
+const SWEEP_EVERY_MS = 3_600_000
 
 /** What still runs when the time of an invocation is over has so many ms to end. */
 const GRACE_MS = 4_000
 
 /** The time that a schedule stands for. */
-function timeOf(event: unknown): Date {
+function timeOf(event: unknown): number {
   const time = typeof event === 'object' && event !== null ? Reflect.get(event, 'scheduledTime') : undefined
-  return new Date(typeof time === 'number' ? time : Date.now())
+  return typeof time === 'number' ? time : Date.now()
 }

@@ -11,6 +11,8 @@ const parts: Record<string, { command: string[]; env?: Record<string, string> }>
   'chaos-sqlite': {
     command: ['shared/test/chaos/main.ts', '--seconds', '600', '--tasks', '20000', '--store', 'sqlite'],
   },
+  bytes: { command: ['test', 'services/bytes/bytes.test.ts'], env: { BYTES_RUNS: '60' } },
+  'bytes-load': { command: ['services/bytes/main.ts'] },
   fuzz: { command: ['services/fuzz/main.ts', '--minutes', '10'] },
 }
 
