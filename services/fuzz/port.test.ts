@@ -110,6 +110,7 @@ const call = fc.oneof(
     ...{ kind: oddKind, state: fc.constantFrom(...LIVE_STATES, ...FINAL_STATES), after: place, limit },
   }),
   fc.record({ method: fc.constant('stats' as const), kinds: fc.array(oddKind, { maxLength: 3 }) }),
+  fc.record({ method: fc.constant('kinds' as const), kinds: fc.array(oddKind, { maxLength: 3 }) }),
   fc.record({ method: fc.constant('sweep' as const), limit }),
   fc.record({ method: fc.constant('wait' as const), ms: fc.constantFrom(1, 30_000, 100_000) }),
 )
@@ -154,6 +155,8 @@ async function perform(world: World, asked: Call): Promise<unknown> {
       return broker.list(asked)
     case 'stats':
       return broker.stats(asked.kinds)
+    case 'kinds':
+      return broker.kinds(asked.kinds)
     case 'sweep':
       return broker.sweep(asked.limit)
     case 'wait':

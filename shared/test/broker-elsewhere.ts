@@ -12,7 +12,7 @@ export interface Elsewhere {
 
 const METHODS = [
   ...(['enqueue', 'claim', 'settle', 'extend', 'get', 'cancel', 'remove', 'reserve', 'retry', 'list'] as const),
-  ...(['stats', 'sweep', 'emit', 'ping', 'close'] as const),
+  ...(['stats', 'kinds', 'sweep', 'emit', 'ping', 'close'] as const),
 ]
 const ERRORS: Record<string, new (message: string) => Error> = { StoreUnavailable, TypeError }
 
