@@ -108,18 +108,19 @@ export function createWorkerEdge(options: {
 /** Sweeps until there is nothing left, which it says, or until its share of an invocation is used up. */
 async function sweepAll({ broker, config, requests }: Invocation): Promise<boolean> {
   const end = Date.now() + config.drain.maxMs * SWEEP_SHARE
-  const mayGoOn = () => requests() < config.drain.maxRequests * SWEEP_SHARE && Date.now() < end
+  const mayAsk = (times: number) => requests() + times <= config.drain.maxRequests * SWEEP_SHARE && Date.now() < end
   const guard =
-    <Args extends unknown[], Answer>(call: (...args: Args) => Promise<Answer>) =>
+    <Args extends unknown[], Answer>(call: (...args: Args) => Promise<Answer>, times = 1) =>
     async (...args: Args): Promise<Answer> => {
-      if (!mayGoOn()) throw new ShareUsedUp()
+      if (!mayAsk(times)) throw new ShareUsedUp()
       return call(...args)
     }
   // It may be stopped before any call, as by a crash, and goes on from there the next time.
   const { sweep, get, settle, cancel, remove } = broker
   const limited: Broker = {
     ...broker,
-    sweep: guard(sweep),
+    // What it gives is kept from others for a while: it is asked for when it can be read and forgotten, too.
+    sweep: guard(sweep, 3),
     get: guard(get),
     settle: guard(settle),
     cancel: guard(cancel),

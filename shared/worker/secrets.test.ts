@@ -118,7 +118,7 @@ for (const store of stores) {
       })
 
       test('masks the payloads of its children, and not the secrets in them', async () => {
-        const seen: unknown[] = []
+        const seen = new Map<string, string>()
         const inner = kind('inner', { input: z.object({ key: secret(z.string()), text: z.string() }) })
         const id = await create(guarded, { key: KEY })
         const list = [
@@ -129,17 +129,14 @@ for (const store of stores) {
               { key: 'another-one', text: `use another-one, not ${key}` },
             ])
           }),
-          implement(inner, (payload) => void seen.push(payload)),
+          implement(inner, ({ key, text }) => void seen.set(key, text)),
           noteDown,
         ]
         await scene.drain(list as Implementation[], { keyring })
         const kept = JSON.stringify(await scene.broker.get([id, `${id}.0`, `${id}.1`, `${id}.2`]))
         expect(findForms({ kept }, formsOf(KEY))).toEqual({})
         expect(kept).not.toContain('another-one')
-        expect(seen).toEqual([
-          { key: KEY, text: 'use [sealed]' },
-          { key: 'another-one', text: 'use [sealed], not [sealed]' },
-        ])
+        expect(Object.fromEntries(seen)).toEqual({ [KEY]: 'use [sealed]', 'another-one': 'use [sealed], not [sealed]' })
         expect(await scene.recordOf(id)).toMatchObject({ status_code: 200 })
       })
 
