@@ -45,7 +45,7 @@ test('a Redis without replicas acknowledges nothing when one must have it', asyn
   await server.stop()
 })
 
-test('Redis over REST is opened without a request', async () => {
+test('Redis over REST is opened though nobody answers there', async () => {
   const broker = await openBroker({ type: 'upstash', url: 'https://127.0.0.1:1', token: 'hush' }, options)
   await broker.close()
   await expect(broker.ping()).rejects.toThrow('closed')

@@ -229,12 +229,15 @@ test('WORKER_URLS names a URL for each kind, and one for all others', () => {
   expect(() => loadConfig({ WORKER_URLS: 'sum=ftp://x' })).toThrow('WORKER_URLS entry 1')
 })
 
-test('no replicas are waited for on a Cluster; with sentinels they are, however many there are', () => {
+test('replicas are waited for on one server, with sentinels and on a Cluster', () => {
   const waiting = { TASKER_WAIT_REPLICAS: '1', TASKER_PARTITIONS: '8' }
-  const nodes = 'redis://one:6379,redis://two:6379'
-  expect(() => loadConfig({ ...waiting, REDIS_URL: nodes })).toThrow('TASKER_WAIT_REPLICAS must be 0')
-  const sentinels = 'redis+sentinel://one:26379,two:26379/tasks'
-  expect(loadConfig({ ...waiting, REDIS_URL: sentinels }).store).toMatchObject({ waitReplicas: 1 })
+  for (const REDIS_URL of [
+    'redis://one:6379',
+    'redis+sentinel://one:26379,two:26379/tasks',
+    'redis://one:6379,redis://two:6379',
+  ]) {
+    expect(loadConfig({ ...waiting, REDIS_URL }).store).toMatchObject({ waitReplicas: 1 })
+  }
 })
 
 test('the nodes of a Cluster need partitions', () => {

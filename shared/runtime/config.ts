@@ -166,11 +166,6 @@ export function loadConfig(env: Record<string, string | undefined>): Config {
   if (onCluster && Number(given['TASKER_PARTITIONS'] ?? 1) < 2) {
     problems.push('REDIS_URL names the nodes of a Cluster: set TASKER_PARTITIONS to 2 or more, the same everywhere')
   }
-  if (onCluster && Number(given['TASKER_WAIT_REPLICAS'] ?? 0) > 0) {
-    problems.push(
-      'TASKER_WAIT_REPLICAS must be 0 with the nodes of a Cluster in REDIS_URL, which has no one primary to ask',
-    )
-  }
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems)
   return toConfig(parsed.data)
 }

@@ -1,4 +1,5 @@
 import type { Subscription } from '../broker.ts'
+import type { Condition } from './condition.ts'
 import type { Script } from './scripts.ts'
 
 /** All that the Redis broker needs of a connection, over TCP or REST. */
@@ -10,6 +11,12 @@ export interface RedisClient {
    * @throws StoreUnavailable when the store refused: the script did not run to its end.
    */
   eval(script: Script, keys: string[], args: (string | number)[]): Promise<unknown>
+  /**
+   * Asks the servers once whether they can be used, and gives what their operator should know.
+   *
+   * @throws AnswerLost, StoreUnavailable saying where Redis was looked for, and why that did not work.
+   */
+  check(): Promise<Condition[]>
   publish(channel: string, message: string): Promise<void>
   /** Calls `on` for each message; and `onGap` when messages may have been missed (a new connection). */
   subscribe(channel: string, on: (message: string) => void, onGap: () => void): Promise<Subscription>

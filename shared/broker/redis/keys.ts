@@ -38,6 +38,19 @@ export function kindsKey(prefix: string): string {
   return `${prefix}tasks:kinds`
 }
 
+/**
+ * With several partitions, the last key of every call: nothing is ever there. While its slot moves between nodes of a Cluster, a call that misses
+ * a key is refused before it begins; one that finds them all begins, and would be broken off where it takes the last entry from one.
+ */
+export function absentKey(prefix: string): string {
+  return `${prefix}tasks:absent`
+}
+
+/** On a Cluster with `TASKER_WAIT_REPLICAS`: an empty string in the partition of such keys, written for replicas to confirm. */
+export function replicaKey([live = '']: readonly string[]): string {
+  return live.replace(/live$/, 'replicas')
+}
+
 /** Channels carry hints, never state: what is lost costs only the wait for the next poll. They are common to all partitions. */
 export const WAKE_CHANNEL = 'tasks:wake'
 export const EVENT_CHANNEL = 'tasks:events'

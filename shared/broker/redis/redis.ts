@@ -4,7 +4,7 @@ import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
 import type { Broker, BrokerOptions, Claim, ClaimRequest, Foreign, Listed, Stored, Swept } from '../broker.ts'
 import { requireTimes } from '../times.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
-import { EVENT_CHANNEL, kindKeys, kindsKey, partitionKeys, WAKE_CHANNEL } from './keys.ts'
+import { absentKey, EVENT_CHANNEL, kindKeys, kindsKey, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
 import {
   type Arg,
@@ -68,6 +68,7 @@ export function createRedisBroker(
   ): Promise<unknown> {
     const prefix = prefixOf(partition)
     const keys = [...partitionKeys(prefix), ...kinds.flatMap((kind) => kindKeys(prefix, kind))]
+    if (partitions > 1) keys.push(absentKey(prefix))
     return send(script, keys, (resent) => [now(), namespace, kinds.length, ...kinds, ...args(resent)])
   }
 

@@ -65,8 +65,3 @@ describe.skipIf(!hasRedis)('a primary with one replica that is waited for', () =
     copy.disconnect()
   }, 30_000)
 })
-
-test('on a Cluster no replicas can be waited for', () => {
-  const url = 'redis://127.0.0.1:1,redis://127.0.0.1:2'
-  expect(() => createTcpClient({ url, waitReplicas: 1 })).toThrow(TypeError)
-})

@@ -2,6 +2,7 @@ import { Redis } from '@upstash/redis'
 import { systemClock } from '#shared/runtime/clock.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
+import { reasonOf } from './trouble.ts'
 
 /** Upstash locks the whole database for a script unless its first line says that all keys are declared. Stock Redis refuses the line. */
 const SHEBANG = '#!lua flags=allow-key-locking\n'
@@ -20,6 +21,7 @@ export interface RestClientOptions {
 export function createRestClient(options: RestClientOptions): RedisClient {
   const { timeoutMs = 10_000, silenceMs = 3_600_000, onRequest = () => undefined } = options
   const closing = new AbortController()
+  const place = URL.parse(options.url)?.host ?? 'no URL'
   const redis = new Redis({
     url: options.url,
     token: options.token,
@@ -50,8 +52,10 @@ export function createRestClient(options: RestClientOptions): RedisClient {
       // The SDK's errors carry the whole command: nothing of them but a code goes on.
       const code = replyCode(error)
       if (code === 'NOSCRIPT') throw error
-      if (code) throw new StoreUnavailable(`Redis refused to ${name}: ${code}.`, { refused: true })
-      throw new AnswerLost(`Redis did not answer to ${name}`)
+      const reason = error instanceof Error ? reasonOf(error, 'REST') : 'no answer'
+      if (code)
+        throw new StoreUnavailable(`Redis over REST at ${place} refused to ${name}: ${reason}.`, { refused: true })
+      throw new AnswerLost(`Redis over REST at ${place} did not answer to ${name}: ${reason}`)
     }
   }
 
@@ -69,6 +73,13 @@ export function createRestClient(options: RestClientOptions): RedisClient {
         onRequest()
         return send(script.name, () => redis.eval(SHEBANG + script.text, keys, texts))
       }
+    },
+
+    async check() {
+      // How it is set up is its provider's affair, and INFO would tell of the Redis that it resembles.
+      onRequest()
+      await send('connect', () => redis.ping())
+      return []
     },
 
     async publish(channel, message) {
@@ -160,5 +171,5 @@ async function listen(
 /** The code that an error reply of Redis begins with (`OOM`, `WRONGPASS`); null for everything that is not such a reply: a time-out, a proxy's page, a rate limit. */
 function replyCode(error: unknown): string | null {
   if (!(error instanceof Error) || error.name !== 'UpstashError') return null
-  return /^[A-Z]{3,}\b/.exec(error.message)?.[0] ?? null
+  return /^[A-Z]{3,}\b/.exec(error.message)?.[0] ?? (/^unauthorized/i.test(error.message) ? 'WRONGPASS' : null)
 }

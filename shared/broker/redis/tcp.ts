@@ -1,14 +1,16 @@
 import { Cluster, Redis } from 'ioredis'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { AnswerLost, isCluster, type RedisClient } from './client.ts'
-import { REPLICA_CHANNEL } from './keys.ts'
+import { connected, onPrimary } from './cluster.ts'
+import { type Condition, conditionsOf, unchecked } from './condition.ts'
+import { REPLICA_CHANNEL, replicaKey } from './keys.ts'
+import type { Script } from './scripts.ts'
+import { isConsequence, NO_WORD, placeOf, reasonOf } from './trouble.ts'
 
 /**
  * A client over TCP. `url` is `redis://…` or `rediss://…`; with commas between several, they are nodes of a Cluster;
  * `redis+sentinel://host:26379,host:26379/name` asks the sentinels for the primary of that name, and follows it when it changes.
- * It connects by itself, and again when the connection is lost; meanwhile calls fail at once.
- *
- * @throws TypeError when replicas are to be waited for on a Cluster, which has no one primary that could be asked.
+ * It connects by itself, and again when the connection is lost; meanwhile calls fail at once, and say why.
  */
 export function createTcpClient(options: {
   url: string
@@ -16,47 +18,94 @@ export function createTcpClient(options: {
   /** Replicas that must have a change before it counts as stored. With 0, a fail-over may lose what no replica had yet. */
   waitReplicas?: number
 }): RedisClient {
-  const { waitReplicas = 0, commandTimeoutMs = 5_000 } = options
-  if (waitReplicas > 0 && isCluster(options.url)) throw new TypeError('On a Cluster no replicas can be waited for.')
+  const { url, waitReplicas = 0, commandTimeoutMs = 5_000 } = options
   const own = settings(commandTimeoutMs)
-  const main = connect(options.url, own, () => !closed)
-  const connected = firstAnswer(main)
+  const place = placeOf(url)
+  /** Why there is no connection; null while there is one. */
+  let trouble: Error | null = new Error(NO_WORD)
+  const main = connect(url, own, {
+    isWanted: () => !closed,
+    onTrouble(error) {
+      if (trouble === null || !isConsequence(error)) trouble = error
+    },
+  })
+  main.on('ready', () => {
+    trouble = null
+  })
+  const first = firstAnswer(main)
   const others = new Set<Redis | Cluster>()
   let closed = false
+
+  /** Sends a script to the server that has its keys, and gives that server too. */
+  async function send(script: Script, keys: string[], args: (string | number)[]) {
+    const sha = await script.sha()
+    async function to(primary: Redis) {
+      const reply = await primary.evalsha(sha, keys.length, ...keys, ...args).catch((error: unknown) => {
+        if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error
+        return primary.eval(script.text, keys.length, ...keys, ...args)
+      })
+      return { reply, primary }
+    }
+    return main instanceof Cluster ? onPrimary(main, keys[0] ?? '', to) : to(main)
+  }
+
+  /** What is told of a call that failed. The client's errors carry the whole command: nothing of them but known words goes on. */
+  function failed(error: unknown, name: string): Error {
+    if (error instanceof AnswerLost) return error
+    if (isReply(error) && PASSING.test(error.message)) {
+      return new AnswerLost(`Redis at ${place} cannot ${name} now (${error.message.split(' ', 1)[0]})`)
+    }
+    if (isReply(error)) {
+      return new StoreUnavailable(`Redis at ${place} refused to ${name}: ${reasonOf(error)}`, { refused: true })
+    }
+    const cause = trouble !== null && !isTimeout(error) ? trouble : error
+    const why = cause instanceof Error ? reasonOf(cause) : 'no answer'
+    return new AnswerLost(`Redis at ${place} did not answer to ${name}: ${why}`)
+  }
 
   return {
     async eval(script, keys, args) {
       if (closed) throw new StoreUnavailable('The connection to the store is closed.')
       try {
-        if (main.status !== 'ready') await connected
-        const sha = await script.sha()
-        const reply = await main.evalsha(sha, keys.length, ...keys, ...args).catch((error: unknown) => {
-          if (!isReply(error) || !error.message.startsWith('NOSCRIPT')) throw error
-          return main.eval(script.text, keys.length, ...keys, ...args)
-        })
+        if (main.status !== 'ready') await first
+        const { reply, primary } = await send(script, keys, args)
         if (waitReplicas > 0 && script.writes) {
-          const reached = await replicasReached(main as Redis, waitReplicas, commandTimeoutMs / 2)
+          const touched = main instanceof Cluster ? replicaKey(keys) : null
+          const reached = await replicasReached(primary, {
+            enough: waitReplicas,
+            timeoutMs: commandTimeoutMs / 2,
+            touched,
+          })
           if (reached < waitReplicas) throw new AnswerLost(`${reached} of ${waitReplicas} replicas have ${script.name}`)
         }
         return reply
       } catch (error) {
-        if (error instanceof AnswerLost) throw error
-        if (isReply(error) && PASSING.test(error.message)) throw new AnswerLost(`Redis cannot ${script.name} now`)
-        // The client's errors carry the whole command: nothing of them but the first words goes on.
-        if (isReply(error)) {
-          throw new StoreUnavailable(`Redis refused to ${script.name}: ${reason(error.message)}`, { refused: true })
-        }
-        throw new AnswerLost(`Redis did not answer to ${script.name}`)
+        throw failed(error, script.name)
+      }
+    },
+
+    async check() {
+      if (closed) throw new StoreUnavailable('The connection to the store is closed.')
+      try {
+        if (main.status !== 'ready') await first
+        const servers = main instanceof Cluster ? main.nodes('master') : [main]
+        if (main.status !== 'ready') throw trouble ?? new Error('There is no connection.')
+        const failsOver = main instanceof Cluster || url.startsWith('redis+sentinel:')
+        return (await Promise.all(servers.map((server) => askOf(server, { waitReplicas, failsOver })))).flat()
+      } catch (error) {
+        throw failed(error, 'connect')
       }
     },
 
     async publish(channel, message) {
-      await main.publish(channel, message).catch(() => undefined)
+      // Any node of a Cluster takes a message, and all pass it on. It is always the same one, so that messages keep their order.
+      const to = (server: Redis) => server.publish(channel, message)
+      await (main instanceof Cluster ? onPrimary(main, channel, to) : to(main)).catch(() => undefined)
     },
 
     async subscribe(channel, on, onGap) {
       const patient = { ...own, enableOfflineQueue: true, maxRetriesPerRequest: null }
-      const connection = connect(options.url, patient, () => others.has(connection))
+      const connection = connect(url, patient, { isWanted: () => others.has(connection) })
       others.add(connection)
       connection.on('message', (_channel: string, message: string) => {
         if (others.has(connection)) on(message)
@@ -83,31 +132,59 @@ export function createTcpClient(options: {
   }
 }
 
-/** Refusals that pass: the server loads its data, has become a replica, or is being replaced. The call did not run, or is harmless to send again. */
-const PASSING = /^(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|UNBLOCKED)\b/
+/**
+ * Refusals that pass: the server loads its data, has become a replica, is being replaced, or a slot is on its way to another. The call did not run, or
+ * is harmless to send again.
+ */
+const PASSING = /^(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|ASK|UNBLOCKED)\b/
 
 /**
  * How many replicas have all that the primary did before: at once when they are enough, else when the time is over. WAIT counts those that have
  * what its own connection wrote last; of one that has written nothing, all of them. A script that finds done what another connection did writes
- * nothing. So a message to nobody goes first: for replicas that is a write.
+ * nothing. So something that replicas are told goes first: a message to nobody, or on a Cluster, where messages take another way, `touched`.
  */
-async function replicasReached(primary: Redis, enough: number, timeoutMs: number): Promise<number> {
-  const [, reached] = await Promise.all([primary.publish(REPLICA_CHANNEL, ''), primary.wait(enough, timeoutMs)])
+async function replicasReached(
+  primary: Redis,
+  { enough, timeoutMs, touched }: { enough: number; timeoutMs: number; touched: string | null },
+): Promise<number> {
+  const told = touched === null ? primary.publish(REPLICA_CHANNEL, '') : primary.set(touched, '')
+  const [, reached] = await Promise.all([told, primary.wait(enough, timeoutMs)])
   return reached
 }
 
-function connect(url: string, options: ReturnType<typeof settings>, isWanted: () => boolean): Redis | Cluster {
-  const connection = open(url, options)
+/** What one server says of itself; where it does not say so, that. */
+async function askOf(server: Redis, options: { waitReplicas: number; failsOver: boolean }): Promise<Condition[]> {
+  await connected(server)
+  const redis = `${server.options.host}:${server.options.port}`
+  try {
+    return conditionsOf(await server.info(), { redis, ...options })
+  } catch (error) {
+    if (isReply(error)) return [unchecked(redis)]
+    throw error
+  }
+}
+
+function connect(
+  url: string,
+  options: ReturnType<typeof settings>,
+  { isWanted, onTrouble = () => undefined }: { isWanted: () => boolean; onTrouble?: (error: Error) => void },
+): Redis | Cluster {
+  const connection = open(url, options, onTrouble)
   // A client that is told of a fail-over while it asks a sentinel for the primary tries no more by itself.
   connection.on('end', () => {
     if (isWanted()) void connection.connect().catch(() => undefined)
   })
   // A lost connection shows in the calls that fail; without a listener the client would print it as well.
-  connection.on('error', () => undefined)
+  connection.on('error', (error: Error & { lastNodeError?: Error | null }) => {
+    const { lastNodeError } = error
+    onTrouble(lastNodeError && !isConsequence(lastNodeError) ? lastNodeError : error)
+    // The client would go on in another database than the one that was asked for.
+    if (/DB index/.test(error.message) && connection instanceof Redis) connection.disconnect(true)
+  })
   return connection
 }
 
-function open(url: string, options: ReturnType<typeof settings>): Redis | Cluster {
+function open(url: string, options: ReturnType<typeof settings>, onTrouble: (error: Error) => void): Redis | Cluster {
   const watched = /^redis\+sentinel:\/\/(?:([^:@]*)(?::([^@]*))?@)?([^/@]+)\/(.+)$/.exec(url)
   if (watched) {
     const [, username = '', password = '', hosts = '', name = ''] = watched
@@ -126,7 +203,17 @@ function open(url: string, options: ReturnType<typeof settings>): Redis | Cluste
   if (!isCluster(url)) return new Redis(url, options)
   const nodes = url.split(',').map((node) => node.trim())
   const { enableOfflineQueue, retryStrategy, ...redisOptions } = options
-  return new Cluster(nodes, { redisOptions, enableOfflineQueue, clusterRetryStrategy: retryStrategy })
+  return new Cluster(nodes, {
+    ...{ redisOptions, enableOfflineQueue },
+    // Each connection looks its host up by itself: one that is not known keeps nobody from the other nodes.
+    dnsLookup: (host, callback) => callback(null, host),
+    // Whatever goes through the client's own sending (messages, which are hints) is sent once too: see cluster.ts.
+    ...{ retryDelayOnFailover: 0, retryDelayOnClusterDown: 0, maxRedirections: 0 },
+    clusterRetryStrategy(times, reason) {
+      if (reason) onTrouble(reason)
+      return retryStrategy(times)
+    },
+  })
 }
 
 function settings(commandTimeout: number) {
@@ -163,8 +250,6 @@ function isReply(error: unknown): error is Error {
   return error instanceof Error && error.name === 'ReplyError'
 }
 
-/** A Redis error begins with a code (`OOM`, `READONLY`); of a script's own fault the place is worth keeping. */
-function reason(message: string): string {
-  const place = /user_script:\d+:[^@]{0,120}/.exec(message)?.[0]
-  return place ?? message.split(' ', 1)[0] ?? 'ERR'
+function isTimeout(error: unknown): boolean {
+  return error instanceof Error && error.message === 'Command timed out'
 }
