@@ -125,7 +125,10 @@ function connect(
     retryStrategy: (times) => Math.min(1_000, 50 * 2 ** Math.min(times, 5)),
   })
   // A lost connection shows in the calls that fail; without a listener the client would print it as well.
-  redis.on('error', () => undefined)
+  redis.on('error', (error: Error) => {
+    // The client would go on in another database than the one that was asked for.
+    if (/DB index/.test(error.message)) redis.disconnect(true)
+  })
   return redis
 }
 

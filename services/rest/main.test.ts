@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import { startProcess } from '#shared/test/process.ts'
+import { NoReply, openConnection } from './connection.ts'
 
 const REDIS_URL = process.env['REDIS_TEST_URL'] ?? ''
 
@@ -22,4 +23,10 @@ describe('the process', () => {
     expect(await child.ended).toBe(0)
     expect(child.output()).not.toContain('a-secret')
   })
+})
+
+test('a database that is not there is not replaced by another', async () => {
+  const connection = await openConnection(`${REDIS_URL}/99`)
+  await expect(connection.send([{ name: 'PING', args: [] }])).rejects.toBeInstanceOf(NoReply)
+  connection.close()
 })
