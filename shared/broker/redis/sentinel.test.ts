@@ -56,6 +56,7 @@ describe.skipIf(!hasRedis)('a fail-over of Redis Sentinel', () => {
       primary,
       replicas,
       sentinels,
+      ports,
       url: `redis+sentinel://${ports.map((port) => `127.0.0.1:${port}`).join(',')}/${NAME}`,
     }
   }
@@ -154,6 +155,57 @@ describe.skipIf(!hasRedis)('a fail-over of Redis Sentinel', () => {
       `a fail-over under load with TASKER_WAIT_REPLICAS=1: ${sums.size} acknowledged, 0 lost, ${early.length} results seen before it are the same, ${refused} batches refused meanwhile`,
     )
   }, 120_000)
+
+  /** Creates tasks while the operator has another primary chosen, and goes on until the new one has acknowledged some. Each acknowledged one must end rightly. */
+  async function failOverByHand({ waitReplicas, pauseMs }: { waitReplicas: number; pauseMs: number }): Promise<void> {
+    const { primary, ports, url } = await startSentinels()
+    const settings = { REDIS_URL: url, TASKER_WAIT_REPLICAS: `${waitReplicas}`, TASKER_LEASE_MS: '5000' }
+    const worker = startProcess('services/workers/sum/main.ts', settings)
+    const [creator, manager] = await Promise.all([
+      startService('creator', settings),
+      startService('manager', settings),
+      worker.prints('Working.'),
+    ])
+    const sums = new Map<string, number>()
+    let [afterwards, failedOver] = [0, false]
+    async function load(): Promise<void> {
+      for (let n = 0; afterwards < 10 * BATCH; n++) {
+        const ids = await createBatch(creator, n)
+        for (const id of ids ?? []) sums.set(id, n + 1)
+        if (ids && failedOver) afterwards += ids.length
+      }
+    }
+    const loaded = load()
+    while (sums.size < 500) await show(manager, crypto.randomUUID())
+    const old = new Redis(primary.url)
+    if (pauseMs > 0) await old.call('CLIENT', 'PAUSE', pauseMs, 'WRITE')
+    old.disconnect()
+    const sentinel = new Redis({ host: '127.0.0.1', port: ports[0] ?? 0 })
+    const chosen = async () => String(await sentinel.call('SENTINEL', 'GET-MASTER-ADDR-BY-NAME', NAME))
+    const before = await chosen()
+    await sentinel.call('SENTINEL', 'FAILOVER', NAME)
+    while ((await chosen()) === before) await nextTurn()
+    sentinel.disconnect()
+    failedOver = true
+    await loaded
+    const shown = await showAll(manager, [...sums.keys()], 20)
+    expect(shown.filter((task) => task === null)).toEqual([])
+    expect(shown.map((task) => [task?.status, task?.result])).toEqual(
+      [...sums.values()].map((sum) => ['succeeded', sum]),
+    )
+  }
+
+  test(
+    'that is planned loses nothing that was acknowledged when as many replicas are waited for as there are',
+    () => failOverByHand({ waitReplicas: 2, pauseMs: 0 }),
+    120_000,
+  )
+
+  test(
+    'that is planned loses nothing that was acknowledged when writes are paused before, though one of two replicas is waited for',
+    () => failOverByHand({ waitReplicas: 1, pauseMs: 30_000 }),
+    120_000,
+  )
 
   test('without TASKER_WAIT_REPLICAS it loses what no replica had, and nothing else; with 1 that is never acknowledged', async () => {
     const { primary, replicas, url } = await startSentinels()
