@@ -1,5 +1,6 @@
 import { afterEach, expect, test } from 'bun:test'
 import { endProcesses } from '../process.ts'
+import { canCluster } from '../redis-cluster.ts'
 import { FAULTS, runChaos } from './chaos.ts'
 
 afterEach(endProcesses)
@@ -34,3 +35,21 @@ test('processes on SQLite keep every promise while they are killed again and aga
   expect(report.ended).toBeGreaterThan(report.acknowledged)
   expect(report.leasesChecked).toBeGreaterThan(report.acknowledged / 2)
 }, 60_000)
+
+test.skipIf(!canCluster)(
+  'a fleet on a Cluster keeps every promise while primaries die, change their roles and hand on slots',
+  async () => {
+    const report = await runChaos({
+      ...short,
+      ...{ seconds: 4, store: 'cluster', partitions: 6, tasks: 400, roles: ['creator', 'manager', 'worker'] },
+    })
+    expect(report.violations).toEqual([])
+    expect(report.lost).toBe(0)
+    expect(report.crashes).toBeGreaterThan(0)
+    expect(Object.keys(report.faults).toSorted()).toEqual(FAULTS.cluster.toSorted())
+    expect(report.acknowledged).toBeGreaterThan(50)
+    expect(report.ended).toBeGreaterThan(report.acknowledged)
+    expect(report.leasesChecked).toBeGreaterThan(report.acknowledged / 2)
+  },
+  120_000,
+)

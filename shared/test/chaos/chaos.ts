@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { rootOf } from '#shared/task/task.ts'
 import { freePort } from '../process.ts'
 import { check, type Verdict } from './check.ts'
+import { createMortalCluster, type MortalCluster } from './cluster.ts'
 import { readEnds } from './ends.ts'
 import {
   endsFile,
@@ -22,8 +23,8 @@ import { watchSqlite } from './sqlite.ts'
 import type { Store } from './store.ts'
 import { startTraffic } from './traffic.ts'
 
-/** A SQLite file, or a Redis by how it syncs its journal. */
-export type StoreKind = 'sqlite' | 'everysec' | 'always'
+/** A SQLite file, a Redis by how it syncs its journal, or a Cluster whose replicas are waited for. */
+export type StoreKind = 'sqlite' | 'everysec' | 'always' | 'cluster'
 
 export interface ChaosOptions {
   readonly seed: number
@@ -75,6 +76,7 @@ export const FAULTS: Record<StoreKind, readonly FaultType[]> = {
   sqlite: ANY,
   everysec: [...ANY, ...NETWORK, 'redis kill', 'redis pause', 'redis power cut'],
   always: [...ANY, ...NETWORK, 'redis kill', 'redis pause'],
+  cluster: [...ANY, 'cut', 'redis pause', 'primary kill', 'replica kill', 'fail-over', 'slot move'],
 }
 
 /** Those whose clock can be moved. */
@@ -96,8 +98,10 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
   const members: Member[] = []
   const stops: (() => Promise<void>)[] = []
   try {
+    const cluster = told.store === 'cluster' ? await createMortalCluster({ partitions }) : null
+    if (cluster) stops.push(() => cluster.stop())
     const redis =
-      told.store === 'sqlite'
+      told.store === 'sqlite' || told.store === 'cluster'
         ? null
         : await createMortalRedis({ dir, port: await freePort(), aof: told.store, partitions })
     if (redis) stops.push(() => redis.stop())
@@ -109,14 +113,18 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
       members.push(member)
       return member
     }
-    const own: StoreAddress = redis ? { type: 'redis', port: redis.port } : { type: 'sqlite' }
+    const own: StoreAddress = cluster
+      ? { type: 'cluster', url: cluster.url }
+      : redis
+        ? { type: 'redis', port: redis.port }
+        : { type: 'sqlite' }
     for (const role of roles) await add(role, own)
     if (restRoles.length > 0) {
       const { restPort } = await add('rest', own)
       for (const role of restRoles) await add(role, { type: 'rest', port: restPort })
     }
-    const store: Store = redis ?? watchSqlite(join(dir, SQLITE_FILE), endsFile(dir, 'sqlite'))
-    if (!redis) stops.push(() => store.stop())
+    const store: Store = cluster ?? redis ?? watchSqlite(join(dir, SQLITE_FILE), endsFile(dir, 'sqlite'))
+    if (!cluster && !redis) stops.push(() => store.stop())
     const recording: Recording = {
       ...{ acknowledged: [], cancellations: [], seen: [], ran: [], lives: store.lives, end: EMPTY_DUMP },
     }
@@ -129,7 +137,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
     })
     const types = FAULTS[told.store].filter((type) => options.types?.includes(type) ?? true)
     const plan = planFaults(random.fork('faults'), { spanMs, everyMs: options.faultEveryMs, leaseMs, types })
-    const faults = await inflict(plan, { members, redis, leaseMs, verbose })
+    const faults = await inflict(plan, { members, redis, cluster, leaseMs, verbose })
     const over = performance.now()
     // What was put off by a clock that was ahead is due when that time has come for all; those that know no other clock are left behind.
     if (faults['leap ahead']) {
@@ -154,7 +162,7 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosReport> {
       refused: traffic.refused.status,
       overRest: { acknowledged: traffic.acknowledged.rest, ended: readEnds(endsFile(dir, 'rest')).size },
       seen: recording.seen.length,
-      crashes: store.lives.length - 1,
+      crashes: store.lives.filter(({ crashedAt }) => crashedAt !== null).length,
       torn: redis?.torn ?? 0,
       settledMs,
       ...check(recording),
@@ -173,9 +181,16 @@ async function inflict(
   {
     members,
     redis,
+    cluster,
     leaseMs,
     verbose,
-  }: { members: readonly Member[]; redis: MortalRedis | null; leaseMs: number; verbose: boolean },
+  }: {
+    members: readonly Member[]
+    redis: MortalRedis | null
+    cluster: MortalCluster | null
+    leaseMs: number
+    verbose: boolean
+  },
 ): Promise<Partial<Record<FaultType, number>>> {
   const begun = performance.now()
   const counts: Partial<Record<FaultType, number>> = {}
@@ -199,7 +214,13 @@ async function inflict(
   return counts
 
   /** Null when nobody whom it may concern is up. */
-  function start({ type, target, forMs, amount }: Fault): Promise<void> | null {
+  function start(fault: Fault): Promise<void> | null {
+    const { type, target, forMs, amount } = fault
+    const onCluster = cluster && ofCluster(cluster, fault)
+    if (onCluster) {
+      redisFaults = redisFaults.then(onCluster)
+      return redisFaults
+    }
     if (type.startsWith('redis ')) {
       const lostMs = type === 'redis power cut' ? Math.round(((amount + 1) / 2) * 900) : null
       // One after the other: each of them comes to pass.
@@ -219,6 +240,16 @@ async function inflict(
     if (type === 'cut') member.proxy?.cut()
     if (type === 'lose answer') member.proxy?.loseNextAnswer()
     return type === 'partition' ? partition(member, forMs) : Promise.resolve()
+  }
+
+  /** What is done to a Cluster itself. */
+  function ofCluster(nodes: MortalCluster, { type, target, forMs, amount }: Fault): (() => Promise<void>) | null {
+    if (type === 'primary kill') return () => nodes.killPrimary(target, forMs)
+    if (type === 'replica kill') return () => nodes.killReplica(target, forMs)
+    if (type === 'fail-over') return () => nodes.failOver(target)
+    if (type === 'slot move') return () => nodes.moveSlot(target, Math.round((amount + 1) * 500))
+    if (type === 'cut') return () => nodes.cut(target)
+    return type === 'redis pause' ? () => nodes.pause(target, forMs) : null
   }
 
   async function leap(member: Member, offsetMs: number, forMs: number): Promise<void> {

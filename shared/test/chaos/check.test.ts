@@ -139,6 +139,9 @@ const spoils: Record<Rule, (recording: Spoiled) => void> = {
     const [commit] = lifeOf(recording, 0).commits as [Commit]
     lifeOf(recording, 1).commits.push(commit)
   },
+  'a task was queued twice': ({ lives }) => {
+    lives[1] = { ...(lives[1] as SpoiledLife), queued: new Set(['early']) }
+  },
   'a task was committed without its lease': (recording) => {
     const { commits } = lifeOf(recording, 0)
     commits[0] = { ...(commits[0] as Commit), holder: 'another' }
@@ -180,6 +183,25 @@ test('counts what a crash took within the last second before it, and nothing old
   expect(check(recording)).toMatchObject({ lost: 1, violations: [] })
   acknowledge('before', CRASHED - 1_100)
   expect(check(recording)).toMatchObject({ lost: 1, violations: [{ id: 'before' }] })
+})
+
+test('a crash takes nothing that was acknowledged where a replica must have it before', () => {
+  const recording = clean()
+  recording.acknowledged.push({ id: 'within', spec: sum(1), key: null, at: CRASHED - 10 })
+  lifeOf(recording, 0).stored.set('within', CRASHED - 20)
+  expect(check(recording)).toMatchObject({ lost: 1, violations: [] })
+  recording.lives[0] = { ...lifeOf(recording, 0), replicated: true }
+  expect(check(recording)).toMatchObject({ lost: 0, violations: [{ id: 'within' }] })
+})
+
+test('parts of a store crash by themselves', () => {
+  const recording = clean()
+  const [first, second] = recording.lives as [SpoiledLife, SpoiledLife]
+  const other = { ...second, part: 'b', start: dump() }
+  recording.lives.splice(0, 2, { ...first, part: 'a' }, other, { ...second, part: 'a' })
+  expect(check(recording).violations).toEqual([])
+  recording.lives[1] = { ...other, queuedTwice: ['early'] }
+  expect(check(recording)).toMatchObject({ violations: [{ rule: 'a task was queued twice', id: 'early' }] })
 })
 
 test('takes back a result within the last second only', () => {

@@ -15,6 +15,7 @@ export const RULES = [
   'a result is wrong',
   'a task was given up that had attempts left',
   'a task was committed twice',
+  'a task was queued twice',
   'a task was committed without its lease',
   'a step has two results',
   'a result is of no step that ran',
@@ -56,12 +57,15 @@ export function check(recording: Recording): Verdict {
   const report = (rule: Rule, id: string, detail: string) => void violations.push({ rule, id, detail })
   const { end, lives } = recording
   const takenBack = new Set<string>()
-  lives.forEach((life, i) => {
-    const next = lives[i + 1]?.start ?? end
-    for (const id of checkLife(life, next, report)) takenBack.add(id)
-    if (i > 0) checkKept(lives[i - 1]?.start, life.start, report)
-  })
-  checkKept(lives.at(-1)?.start, end, report)
+  for (const part of Map.groupBy(lives, (life) => life.part).values()) {
+    part.forEach((life, i) => {
+      const next = part[i + 1]?.start ?? end
+      for (const id of checkLife(life, next, report)) takenBack.add(id)
+      checkQueued(life, report)
+      if (i > 0) checkKept(part[i - 1]?.start, life.start, report)
+    })
+    checkKept(part.at(-1)?.start, end, report)
+  }
   const lost = checkLosses(recording, report)
   checkEnd(end, report)
   checkKeys(recording, lost, report)
@@ -120,6 +124,14 @@ function checkLife(life: Life, next: Dump, report: Report): string[] {
   return takenBack
 }
 
+/** A new task is put into a queue once; after a crash again, if that took it. */
+function checkQueued({ start, queued = new Set(), queuedTwice = [] }: Life, report: Report): void {
+  for (const id of queuedTwice) report('a task was queued twice', id, 'within one life of the store')
+  for (const id of queued) {
+    if (start.live.has(id) || start.final.has(id)) report('a task was queued twice', id, 'it was there already')
+  }
+}
+
 /** What has ended stays as it is. */
 function checkKept(before: Dump | undefined, after: Dump, report: Report): void {
   for (const [id, record] of before?.final ?? []) {
@@ -137,7 +149,8 @@ function checkLosses({ acknowledged, lives, end }: Recording, report: Report): S
     const life = lives.findLast(({ stored, start }) => stored.has(id) || start.live.has(id) || start.final.has(id))
     const storedAt = life ? (life.stored.get(id) ?? 0) : at
     const { safeUntil } = life ?? lives.findLast(({ crashedAt }) => crashedAt !== null && crashedAt <= at + 1_000) ?? {}
-    if (typeof safeUntil === 'number' && storedAt >= safeUntil) lost.add(id)
+    const mayBeLost = typeof safeUntil === 'number' && storedAt >= safeUntil && life?.replicated !== true
+    if (mayBeLost) lost.add(id)
     else report('an acknowledged task is lost', id, `acknowledged ${at}, stored ${storedAt}, safe until ${safeUntil}`)
   }
   return lost

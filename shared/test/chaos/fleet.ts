@@ -15,7 +15,7 @@ export interface Member {
   readonly urls: { creator: string; manager: string }
   /** Of the endpoint. */
   readonly restPort: number
-  /** Between it and its store; null with SQLite. */
+  /** Between it and its store; null with SQLite, and on a Cluster, which tells clients where its nodes are. */
   readonly proxy: TcpProxy | null
   /** Whether nothing is being done to it: a fault waits for no other. */
   readonly idle: boolean
@@ -27,8 +27,11 @@ export interface Member {
   stop(): Promise<void>
 }
 
-/** A file, Redis, or the REST endpoint before it. */
-export type StoreAddress = { readonly type: 'sqlite' } | { readonly type: 'redis' | 'rest'; readonly port: number }
+/** A file, Redis, the REST endpoint before it, or the nodes of a Cluster. */
+export type StoreAddress =
+  | { readonly type: 'sqlite' }
+  | { readonly type: 'redis' | 'rest'; readonly port: number }
+  | { readonly type: 'cluster'; readonly url: string }
 
 export interface FleetOptions {
   readonly dir: string
@@ -54,7 +57,7 @@ const FILE = Bun.fileURLToPath(new URL('./member.ts', import.meta.url))
 /** Starts one process; resolves when it works. */
 export async function startMember(name: string, role: Role, options: FleetOptions): Promise<Member> {
   const { dir, store, leaseMs, partitions, except = '' } = options
-  const proxy = store.type === 'sqlite' ? null : await startTcpProxy({ port: store.port })
+  const proxy = 'port' in store ? await startTcpProxy(store) : null
   const clock = join(dir, `${name}.clock`)
   writeFileSync(clock, '0')
   const [creatorPort, managerPort, restPort] = [await freePort(), await freePort(), await freePort()]
@@ -70,6 +73,7 @@ export async function startMember(name: string, role: Role, options: FleetOption
     ...{ REST_PORT: `${restPort}`, REST_TOKEN },
     ...(store.type === 'sqlite' ? { TASKER_DB: join(dir, SQLITE_FILE) } : {}),
     ...(store.type === 'redis' ? { REDIS_URL: `redis://127.0.0.1:${proxy?.port}` } : {}),
+    ...(store.type === 'cluster' ? { REDIS_URL: store.url, TASKER_WAIT_REPLICAS: '1' } : {}),
     ...(store.type === 'rest' ? overRest(`http://127.0.0.1:${proxy?.port}`) : {}),
     // Whoever creates a sequence says how often it may be tried; a sum has the attempts of its kind, which are few here.
     ...(role === 'real worker' ? { WORKER_KINDS: 'sequence' } : {}),

@@ -8,7 +8,7 @@ import { encodeEnvelope } from '#shared/task/task.ts'
 import { manualClock } from '../manual-clock.ts'
 import { startRedis } from '../redis-server.ts'
 import { check } from './check.ts'
-import { startMonitor } from './monitor.ts'
+import { newSightings, startMonitor } from './monitor.ts'
 import { EMPTY_DUMP, type Recording } from './recording.ts'
 
 const LEASE_MS = 1_000
@@ -16,7 +16,8 @@ const LEASE_MS = 1_000
 /** Settles two tasks, one of them by a worker whose lease was lost, and gives what was seen of it. */
 async function lateCommit(settle: Script): Promise<Recording> {
   const redis = await startRedis()
-  const monitor = await startMonitor(redis.port)
+  const sightings = newSightings()
+  const monitor = await startMonitor(redis.port, () => sightings)
   const tcp = createTcpClient({ url: redis.url })
   const client: RedisClient = {
     ...tcp,
@@ -59,10 +60,9 @@ async function lateCommit(settle: Script): Promise<Recording> {
   await broker.close()
   await redis.stop()
   await monitor.ended
-  const { commits, stored } = monitor
   return {
     ...{ acknowledged: [], cancellations: [], seen: [], ran: [], end: EMPTY_DUMP },
-    lives: [{ start: EMPTY_DUMP, commits, stored, safeUntil: 0, crashedAt: null }],
+    lives: [{ start: EMPTY_DUMP, ...sightings, safeUntil: 0, crashedAt: null }],
   }
 }
 

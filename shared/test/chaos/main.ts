@@ -10,7 +10,7 @@ const { values } = parseArgs({
     tasks: { type: 'string' },
     store: { type: 'string', default: 'redis' },
     aof: { type: 'string', default: 'everysec' },
-    partitions: { type: 'string', default: '1' },
+    partitions: { type: 'string' },
     lease: { type: 'string', default: '9000' },
     every: { type: 'string', default: '300' },
     faults: { type: 'string' },
@@ -18,8 +18,11 @@ const { values } = parseArgs({
     verbose: { type: 'boolean', default: false },
   },
 })
-const { seed, seconds, tasks, lease, every, partitions, verbose } = values
-const store = values.store === 'sqlite' ? 'sqlite' : values.aof === 'always' ? 'always' : 'everysec'
+const { seed, seconds, tasks, lease, every, verbose } = values
+const ofRedis = values.aof === 'always' ? 'always' : 'everysec'
+const store = values.store === 'sqlite' || values.store === 'cluster' ? values.store : ofRedis
+/** On a Cluster each is a slot: some for each primary. */
+const partitions = values.partitions ?? (store === 'cluster' ? '6' : '1')
 
 const restRoles = ['creator', 'manager', 'worker'] as const
 
@@ -31,7 +34,7 @@ const report = await runChaos({
     store === 'sqlite'
       ? ['all', 'worker']
       : ['creator', 'creator', 'manager', 'manager', 'worker', 'worker', 'worker', 'real worker'],
-  restRoles: values.rest && store !== 'sqlite' ? restRoles : undefined,
+  restRoles: values.rest && store !== 'sqlite' && store !== 'cluster' ? restRoles : undefined,
 })
 console.log(JSON.stringify({ ...report, violations: report.violations.slice(0, 50) }, null, 1))
 console.log(summary(report))

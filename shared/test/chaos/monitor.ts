@@ -1,47 +1,68 @@
 import { connect, type Socket } from 'node:net'
+import { readEnvelope } from '#shared/task/record.ts'
+import { CONTROL } from '../redis-cluster.ts'
 import type { Commit } from './recording.ts'
 
-/** What MONITOR told of one life of a Redis. */
-export interface Monitor {
+/** What was seen of one life of a Redis, or of a partition. */
+export interface Sightings {
   readonly commits: Commit[]
   /** Root's id → when it was stored first. */
   readonly stored: Map<string, number>
-  /** Resolves when all that Redis has sent was read; after `ended`, that was all. */
+  /** Ids that were put into a queue as new tasks, and those for which that happened again. */
+  readonly queued: Set<string>
+  readonly queuedTwice: string[]
+  /** Id → the token that holds it. */
+  readonly holders: Map<string, string>
+}
+
+export function newSightings(): Sightings {
+  return { commits: [], stored: new Map(), queued: new Set(), queuedTwice: [], holders: new Map() }
+}
+
+/** What MONITOR tells of a Redis. */
+export interface Monitor {
+  /** Resolves when all that Redis has sent was read. */
   readonly ended: Promise<void>
+  /** Resolves when the line was read in which Redis tells of a command with this word in it. */
+  told(word: string): Promise<void>
   close(): void
 }
 
-/** Follows what a Redis does, from now on. Redis tells it before it answers those who asked for it. */
-export async function startMonitor(port: number): Promise<Monitor> {
-  const reader = createMonitorReader()
+/** Follows what a Redis does, from now on. Redis tells it before it answers those who asked for it. `of` says where to note what concerns a prefix of keys. */
+export async function startMonitor(port: number, of: (prefix: string) => Sightings): Promise<Monitor> {
+  const reader = createMonitorReader(of)
+  const awaited = new Map<string, () => void>()
   const socket: Socket = connect(port, '127.0.0.1')
   socket.setNoDelay(true)
   const started = Promise.withResolvers<void>()
   const ended = Promise.withResolvers<void>()
   let rest = ''
-  socket.on('connect', () => socket.write('MONITOR\r\n'))
+  socket.on('connect', () => socket.write(`CLIENT SETNAME ${CONTROL}\r\nMONITOR\r\n`))
+  let accepted = 0
   socket.on('error', (error) => started.reject(error))
   socket.on('close', () => ended.resolve())
   socket.on('data', (data) => {
     const lines = (rest + data.toString('latin1')).split('\r\n')
     rest = lines.pop() ?? ''
     for (const line of lines) {
-      if (line === '+OK') started.resolve()
+      if (line === '+OK' && ++accepted === 2) started.resolve()
       else reader.read(line)
+      for (const [word, resolve] of awaited) if (line.includes(word)) resolve()
     }
   })
   await started.promise
-  return { commits: reader.commits, stored: reader.stored, ended: ended.promise, close: () => socket.destroy() }
+  return {
+    ended: ended.promise,
+    told: (word) => Promise.race([ended.promise, new Promise<void>((resolve) => awaited.set(word, resolve))]),
+    close: () => socket.destroy(),
+  }
 }
 
 /**
  * Reads lines of MONITOR. A script's own call comes first, with its arguments: there stands by which token a task is ended. The commands
  * inside follow: there stand the token that holds a task (its live value) and each final record.
  */
-function createMonitorReader() {
-  const commits: Commit[] = []
-  const stored = new Map<string, number>()
-  const holders = new Map<string, string>()
+function createMonitorReader(of: (prefix: string) => Sightings) {
   let ending = new Map<string, string>()
 
   function read(line: string): void {
@@ -51,11 +72,13 @@ function createMonitorReader() {
       ending = endings(line)
       return
     }
+    if (/ lua\] "LPUSH" "[^"]*_task_queue(:high|:low)?"/i.test(line)) readQueued(line)
     if (!/ lua\] "(HSET|HDEL)" "[^"]*tasks(:live)?"/i.test(line)) return
     const [command = '', key = '', ...fields] = argumentsOf(line)
     const at = Number(line.slice(1, line.indexOf(' '))) * 1000
     const live = key.endsWith('tasks:live')
     if (command.toUpperCase() !== 'HSET') return
+    const { commits, stored, holders } = of(key.slice(0, key.lastIndexOf('tasks')))
     for (let i = 0; i + 1 < fields.length; i += 2) {
       const [id = '', value = ''] = fields.slice(i, i + 2)
       if (!live) {
@@ -67,7 +90,18 @@ function createMonitorReader() {
       if (!id.includes('.') && !stored.has(id)) stored.set(id, at)
     }
   }
-  return { commits, stored, read }
+  /** New tasks come to the back; whatever comes back goes to the front. */
+  function readQueued(line: string): void {
+    const [, key = '', ...envelopes] = argumentsOf(line)
+    const { queued, queuedTwice } = of(/^.*?\}:|^/.exec(key)?.[0] ?? '')
+    for (const envelope of envelopes) {
+      const id = readEnvelope(envelope)?.task_id
+      if (id === undefined) continue
+      if (queued.has(id)) queuedTwice.push(id)
+      queued.add(id)
+    }
+  }
+  return { read }
 }
 
 /** Of a call of settle: id → the token by which it is ended. The head of an outcome stands before the id (settle.lua). */

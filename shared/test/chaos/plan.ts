@@ -122,6 +122,14 @@ const FAULT_WEIGHTS = {
   'redis power cut': 2,
   /** SIGSTOP of Redis for `forMs`. */
   'redis pause': 2,
+  /** On a Cluster, each of a partition: kill -9 of its primary, which its replica replaces. */
+  'primary kill': 1,
+  /** kill -9 of its replica. */
+  'replica kill': 1,
+  /** Primary and replica change their roles, as for maintenance. */
+  'fail-over': 2,
+  /** Its slot moves to another primary. */
+  'slot move': 8,
 } as const
 
 export type FaultType = keyof typeof FAULT_WEIGHTS

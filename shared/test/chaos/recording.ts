@@ -30,8 +30,16 @@ export interface Seen {
   readonly view: string
 }
 
-/** The time between two crashes of the store. */
+/** The time between two crashes of the store, or of one part of it that crashes by itself. */
 export interface Life {
+  /** Which part; left out where the store crashes as a whole. */
+  readonly part?: string
+  /** Whether nothing is acknowledged before a replica has it, so that no crash may take what was. */
+  readonly replicated?: boolean
+  /** Ids that were put into a queue as new tasks; left out where that is not seen. */
+  readonly queued?: ReadonlySet<string>
+  /** Those for which that happened again. */
+  readonly queuedTwice?: readonly string[]
   /** What was stored when it began, before anybody was let in. */
   readonly start: Dump
   readonly commits: Commit[]

@@ -8,7 +8,7 @@ import { FINAL_STATES, type FinalState } from '#shared/task/task.ts'
 import { startRedis } from '../redis-server.ts'
 import { wholeUntil } from './journal.ts'
 import { chaosContracts } from './kinds.ts'
-import { type Monitor, startMonitor } from './monitor.ts'
+import { type Monitor, newSightings, startMonitor } from './monitor.ts'
 import type { Dump, Life } from './recording.ts'
 import type { Store } from './store.ts'
 
@@ -56,9 +56,9 @@ export async function createMortalRedis(options: {
     async start() {
       server = await startRedis({ dir, port, args })
       const start = await dump()
-      monitor = await startMonitor(port)
-      const { commits, stored } = monitor
-      lives.push({ start, commits, stored, safeUntil: null, crashedAt: null })
+      const sightings = newSightings()
+      monitor = await startMonitor(port, () => sightings)
+      lives.push({ start, ...sightings, safeUntil: null, crashedAt: null })
       sizes = []
       const sample = () => sizes.push({ at: Date.now(), size: statSync(journal(dir)).size })
       sample()
@@ -104,16 +104,17 @@ function journal(dir: string): string {
   return join(folder, name)
 }
 
+export function nothingFound(): Found {
+  return { final: new Map(), live: new Map(), ended: new Map(), queued: new Set(), left: [] }
+}
+
 async function dumpOf(redis: Redis, partitions: number): Promise<Dump> {
-  const all = {
-    ...{ final: new Map<string, string>(), live: new Map<string, string>(), ended: new Map<string, FinalState[]>() },
-    ...{ queued: new Set<string>(), left: [] as string[] },
-  }
+  const all = nothingFound()
   for (let i = 0; i < partitions; i++) await dumpPartition(redis, partitions > 1 ? `{${i}}:` : '', all)
   return { at: Date.now(), ...all }
 }
 
-interface Found {
+export interface Found {
   final: Map<string, string>
   live: Map<string, string>
   ended: Map<string, FinalState[]>
@@ -121,7 +122,11 @@ interface Found {
   left: string[]
 }
 
-async function dumpPartition(redis: Redis, prefix: string, { final, live, ended, queued, left }: Found): Promise<void> {
+export async function dumpPartition(
+  redis: Redis,
+  prefix: string,
+  { final, live, ended, queued, left }: Found,
+): Promise<void> {
   const [liveKey = '', finalKey = '', pendingKey = ''] = partitionKeys(prefix)
   for (const [id, value] of Object.entries(await redis.hgetall(liveKey))) live.set(id, value)
   for (const [id, record] of Object.entries(await redis.hgetall(finalKey))) final.set(id, record)

@@ -29,7 +29,7 @@ export function startTraffic(options: {
 }): Traffic {
   const { creations, recording, creators, managers, random, untilMs } = options
   const refused = { status: {} as Record<string, number> }
-  const acknowledged = { sqlite: 0, redis: 0, rest: 0 }
+  const acknowledged = { sqlite: 0, redis: 0, rest: 0, cluster: 0 }
   const begun = performance.now()
   const stopping = new AbortController()
   const elapsed = () => performance.now() - begun
