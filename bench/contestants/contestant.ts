@@ -4,6 +4,8 @@ export interface Setting {
   readonly redisUrl: string
   /** A REST endpoint before that Redis. */
   readonly rest: { readonly url: string; readonly token: string }
+  /** Nodes of a Cluster that the run may fill; empty when nobody was asked for who needs one. */
+  readonly clusterUrl: string
   /** A folder on disk, empty before the first phase of a run. */
   readonly dir: string
 }

@@ -13,6 +13,8 @@ export interface Entry {
   readonly share?: number
   /** Cannot be measured without its producer. */
   readonly endToEndOnly?: boolean
+  /** Runs only when it is named: it needs a Cluster, whose six nodes would take time from all others. */
+  readonly onCluster?: boolean
 }
 
 export const contestants: readonly Entry[] = [
@@ -27,6 +29,11 @@ export const contestants: readonly Entry[] = [
   {
     ...{ name: 'tasker-rest', title: 'Tasker over REST', peer: false, store: 'Redis' },
     load: () => import('./tasker-rest.ts'),
+  },
+  {
+    ...{ name: 'tasker-cluster', title: 'Tasker on a Cluster', peer: true, store: 'Redis' },
+    ...{ endToEndOnly: true, onCluster: true },
+    load: () => import('./tasker-cluster.ts'),
   },
   { ...{ name: 'bullmq', title: 'BullMQ 6.7', peer: true, store: 'Redis' }, load: () => import('./bullmq.ts') },
   { ...{ name: 'bee-queue', title: 'bee-queue', peer: true, store: 'Redis' }, load: () => import('./bee-queue.ts') },

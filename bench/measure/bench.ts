@@ -1,6 +1,7 @@
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { Redis } from 'ioredis'
+import { startCluster } from '../../shared/test/redis-cluster.ts'
 import { startRedis } from '../../shared/test/redis-server.ts'
 import { startRestEndpoint } from '../../shared/test/rest-endpoint.ts'
 import { contestants, type Entry, entryOf } from '../contestants/contestants.ts'
@@ -42,11 +43,19 @@ export async function openBench(options: Options): Promise<Bench> {
   const server = await startRedis()
   const redis = new Redis(server.url)
   const endpoint = await startRestEndpoint(server.url)
+  const cluster = contestants.some((entry) => entry.onCluster && asked(entry, options.peers))
+    ? await startCluster()
+    : null
   const skipped = contestants.flatMap((entry) => {
     const reason = reasonToSkip(entry)
     return reason && asked(entry, options.peers) ? [{ entry, reason }] : []
   })
-  const flush = async () => void (await redis.flushall())
+  async function flush(): Promise<void> {
+    await redis.flushall()
+    for (const node of cluster?.nodes ?? []) {
+      if ((await node.redis.info('replication')).includes('role:master')) await node.redis.flushall()
+    }
+  }
 
   return {
     options,
@@ -63,7 +72,7 @@ export async function openBench(options: Options): Promise<Bench> {
       await flush()
       const folder = runFolder()
       const rest = { url: endpoint.url, token: endpoint.token }
-      const env = environmentOf({ redisUrl: server.url, rest, dir: folder.path }, load)
+      const env = environmentOf({ redisUrl: server.url, rest, clusterUrl: cluster?.url ?? '', dir: folder.path }, load)
       const mark = async () => ({ ...(await snapshot(redis)), bill: await endpoint.bill() })
       try {
         let last: Omit<Run, 'ends'> | undefined
@@ -87,11 +96,13 @@ export async function openBench(options: Options): Promise<Bench> {
       await endpoint.stop()
       redis.disconnect()
       await server.stop()
+      await cluster?.stop()
     },
   }
 }
 
 function asked(entry: Entry, peers: readonly string[] | null): boolean {
+  if (entry.onCluster) return peers?.includes(entry.name) ?? false
   return !entry.peer || peers === null || peers.includes(entry.name)
 }
 
