@@ -8,8 +8,8 @@ import type { RedisClient } from './redis/client.ts'
 const LOOK_AGAIN_MS = 1_000
 
 /**
- * Opens the store that the configuration names. Only its own driver is loaded. A Redis need not be there yet: that it cannot be used, and
- * what is wrong with how it is set up, is logged.
+ * Opens the store that the configuration names. Only its own driver is loaded. A Redis need not be there yet: that it
+ * cannot be used, and what is wrong with how it is set up, is logged.
  *
  * @throws StoreUnavailable when it cannot be opened.
  */

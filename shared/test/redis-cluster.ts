@@ -23,7 +23,10 @@ export interface RedisCluster {
   failOver(to: ClusterNode): Promise<void>
   /** Resolves when all slots are served, and each primary that had one at the start has a replica that follows. */
   untilWhole(): Promise<void>
-  /** Moves the slot of a key with all that is in it; `meanwhile` is waited for when calls are refused already. Clients learn of it when they come to the old node. */
+  /**
+   * Moves the slot of a key with all that is in it; `meanwhile` is waited for when calls are refused already. Clients
+   * learn of it when they come to the old node.
+   */
   moveSlot(key: string, to: ClusterNode, meanwhile?: () => Promise<void>): Promise<void>
   stop(): Promise<void>
 }
@@ -147,7 +150,8 @@ function clusterOf(nodes: readonly ClusterNode[], replicated: boolean): RedisClu
       }
     },
     async failOver(to) {
-      // The others vote for one of the same shard only so often: until then it comes to nothing, and is asked for again.
+      // The others vote for one of the same shard only so often: until then it comes to nothing, and is asked for
+      // again.
       for (let askedAt = Number.NEGATIVE_INFINITY; (await roleOf(to)) !== 'master'; await breath()) {
         if (performance.now() - askedAt < FAIL_OVER_MS) continue
         await accepted(to.redis.call('CLUSTER', 'FAILOVER'))

@@ -172,7 +172,8 @@ describe.skipIf(!canCluster)('three primaries with a replica each', () => {
     const [before = '', refused = ''] = idsOf(1, 2)
     await broker.enqueue([task(before)])
     const primary = await cluster.primaryOf(`${namespace}{1}:`)
-    // WAIT looks for what its connection wrote, and a call that finds all done writes nothing: something is written for it.
+    // WAIT looks for what its connection wrote, and a call that finds all done writes nothing: something is written for
+    // it.
     const [live = ''] = partitionKeys(`${namespace}{1}:`)
     expect(await primary.redis.del(replicaKey([live]))).toBe(1)
     const replica = await cluster.replicaOf(primary)

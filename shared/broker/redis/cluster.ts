@@ -1,15 +1,18 @@
 import { type Cluster, Command, type Redis } from 'ioredis'
 
-/** A slot that has moved since the map was read, and moves again meanwhile, is followed so many times within one call. */
+/**
+ * A slot that has moved since the map was read, and moves again meanwhile, is followed so many times within one call.
+ */
 const MAX_HOPS = 4
 
 /**
- * Sends to the primary that serves a key. The client keeps connections and the map of slots, but its own sending is left aside: it repeats a call
- * whose connection was lost, and one that was refused (MOVED, ASK, TRYAGAIN, CLUSTERDOWN) even when that was given up meanwhile. Nobody would mark
- * such a call as sent before, and its tasks would be queued twice.
+ * Sends to the primary that serves a key. The client keeps connections and the map of slots, but its own sending is
+ * left aside: it repeats a call whose connection was lost, and one that was refused (MOVED, ASK, TRYAGAIN, CLUSTERDOWN)
+ * even when that was given up meanwhile. Nobody would mark such a call as sent before, and its tasks would be queued
+ * twice.
  *
- * Here a call is sent once. Only after MOVED it goes to the node that is named: it did not run, and its caller still waits. Everything else is
- * told to the caller; what is known of the slots is then asked for again.
+ * Here a call is sent once. Only after MOVED it goes to the node that is named: it did not run, and its caller still
+ * waits. Everything else is told to the caller; what is known of the slots is then asked for again.
  */
 export async function onPrimary<T>(cluster: Cluster, key: string, send: (primary: Redis) => Promise<T>): Promise<T> {
   const slot = new Command('exists', [key]).getSlot() ?? 0
@@ -49,8 +52,8 @@ function readSlots(cluster: Cluster): Promise<void> {
 const connecting = new WeakMap<Redis, Promise<void>>()
 
 /**
- * Resolves when a node can be sent to, and rejects when it cannot be reached. Nothing is given to a connection before: what it keeps until it is
- * there, it would send even after the call was given up.
+ * Resolves when a node can be sent to, and rejects when it cannot be reached. Nothing is given to a connection before:
+ * what it keeps until it is there, it would send even after the call was given up.
  */
 export function connected(node: Redis): Promise<void> {
   if (node.status === 'ready') return Promise.resolve()

@@ -8,8 +8,8 @@ export interface Condition {
 const OLDEST_MAJOR = 7
 
 /**
- * What a server says of itself that may cost tasks, a line for each, with what to set. `info` is its answer to INFO. What it does not tell is
- * not judged: providers leave fields out.
+ * What a server says of itself that may cost tasks, a line for each, with what to set. `info` is its answer to INFO.
+ * What it does not tell is not judged: providers leave fields out.
  */
 export function conditionsOf(
   info: string,

@@ -39,14 +39,18 @@ export function kindsKey(prefix: string): string {
 }
 
 /**
- * With several partitions, the last key of every call: nothing is ever there. While its slot moves between nodes of a Cluster, a call that misses
- * a key is refused before it begins; one that finds them all begins, and would be broken off where it takes the last entry from one.
+ * With several partitions, the last key of every call: nothing is ever there. While its slot moves between nodes of a
+ * Cluster, a call that misses a key is refused before it begins; one that finds them all begins, and would be broken
+ * off where it takes the last entry from one.
  */
 export function absentKey(prefix: string): string {
   return `${prefix}tasks:absent`
 }
 
-/** On a Cluster with `TASKER_WAIT_REPLICAS`: an empty string in the partition of such keys, written for replicas to confirm. */
+/**
+ * On a Cluster with `TASKER_WAIT_REPLICAS`: an empty string in the partition of such keys, written for replicas to
+ * confirm.
+ */
 export function replicaKey([live = '']: readonly string[]): string {
   return live.replace(/live$/, 'replicas')
 }

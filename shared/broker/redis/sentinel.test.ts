@@ -156,7 +156,10 @@ describe.skipIf(!hasRedis)('a fail-over of Redis Sentinel', () => {
     )
   }, 120_000)
 
-  /** Creates tasks while the operator has another primary chosen, and goes on until the new one has acknowledged some. Each acknowledged one must end rightly. */
+  /**
+   * Creates tasks while the operator has another primary chosen, and goes on until the new one has acknowledged some.
+   * Each acknowledged one must end rightly.
+   */
   async function failOverByHand({ waitReplicas, pauseMs }: { waitReplicas: number; pauseMs: number }): Promise<void> {
     const { primary, ports, url } = await startSentinels()
     const settings = { REDIS_URL: url, TASKER_WAIT_REPLICAS: `${waitReplicas}`, TASKER_LEASE_MS: '5000' }

@@ -49,7 +49,10 @@ export function createTcpClient(options: {
     return main instanceof Cluster ? onPrimary(main, keys[0] ?? '', to) : to(main)
   }
 
-  /** What is told of a call that failed. The client's errors carry the whole command: nothing of them but known words goes on. */
+  /**
+   * What is told of a call that failed. The client's errors carry the whole command: nothing of them but known words
+   * goes on.
+   */
   function failed(error: unknown, name: string): Error {
     if (error instanceof AnswerLost) return error
     if (isReply(error) && PASSING.test(error.message)) {
@@ -98,7 +101,8 @@ export function createTcpClient(options: {
     },
 
     async publish(channel, message) {
-      // Any node of a Cluster takes a message, and all pass it on. It is always the same one, so that messages keep their order.
+      // Any node of a Cluster takes a message, and all pass it on. It is always the same one, so that messages keep
+      // their order.
       const to = (server: Redis) => server.publish(channel, message)
       await (main instanceof Cluster ? onPrimary(main, channel, to) : to(main)).catch(() => undefined)
     },
@@ -133,15 +137,16 @@ export function createTcpClient(options: {
 }
 
 /**
- * Refusals that pass: the server loads its data, has become a replica, is being replaced, or a slot is on its way to another. The call did not run, or
- * is harmless to send again.
+ * Refusals that pass: the server loads its data, has become a replica, is being replaced, or a slot is on its way to
+ * another. The call did not run, or is harmless to send again.
  */
 const PASSING = /^(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|ASK|UNBLOCKED)\b/
 
 /**
  * How many replicas have all that the primary did before: at once when they are enough, else when the time is over. WAIT counts those that have
  * what its own connection wrote last; of one that has written nothing, all of them. A script that finds done what another connection did writes
- * nothing. So something that replicas are told goes first: a message to nobody, or on a Cluster, where messages take another way, `touched`.
+ * nothing. So something that replicas are told goes first: a message to nobody, or on a Cluster, where messages take
+ * another way, `touched`.
  */
 async function replicasReached(
   primary: Redis,

@@ -26,7 +26,9 @@ async function start(args: readonly string[] = []) {
   return { ...server, redis, host: `127.0.0.1:${server.port}` }
 }
 
-/** Opens a store as a process does when it starts; gives the lines that it logs, and waits until one of them has a text. */
+/**
+ * Opens a store as a process does when it starts; gives the lines that it logs, and waits until one of them has a text.
+ */
 async function open(url: string, { waitReplicas = 0, token = 'none' } = {}) {
   const lines: string[] = []
   const waiting = new Set<() => void>()

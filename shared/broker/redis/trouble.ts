@@ -1,4 +1,7 @@
-/** What an operator is told when Redis cannot be used: where it was looked for, why it did not work, what to do. Never a user, a password or a command. */
+/**
+ * What an operator is told when Redis cannot be used: where it was looked for, why it did not work, what to do. Never a
+ * user, a password or a command.
+ */
 
 /** Where a URL of Redis leads, without the user and the password in it. */
 export function placeOf(url: string): string {
@@ -68,7 +71,8 @@ const REST_REASONS: readonly [RegExp, string][] = [
 ]
 
 /**
- * Why Redis could not be used, for its operator. Of a text that is not known, no more than a code is told: it may carry the command.
+ * Why Redis could not be used, for its operator. Of a text that is not known, no more than a code is told: it may carry
+ * the command.
  */
 export function reasonOf(error: Error, over: 'TCP' | 'REST' = 'TCP'): string {
   const cause = error.cause instanceof Error ? error.cause.message : ''

@@ -5,7 +5,10 @@ import type { Dump, Life } from './recording.ts'
 import { dumpPartition, nothingFound } from './redis.ts'
 import type { Store } from './store.ts'
 
-/** A Cluster of three primaries with a replica each, where nodes die, change their roles and hand on slots. Each fault finds the Cluster whole, and ends when it is that again. */
+/**
+ * A Cluster of three primaries with a replica each, where nodes die, change their roles and hand on slots. Each fault
+ * finds the Cluster whole, and ends when it is that again.
+ */
 export interface MortalCluster extends Store {
   readonly url: string
   /** Kills the primary of a partition; its replica takes over, and it comes back as the replica of that. */
@@ -22,7 +25,10 @@ export interface MortalCluster extends Store {
   pause(partition: number, forMs: number): Promise<void>
 }
 
-/** What was stored within so many ms before a primary died may not have been acknowledged yet: longer than replicas are waited for. */
+/**
+ * What was stored within so many ms before a primary died may not have been acknowledged yet: longer than replicas are
+ * waited for.
+ */
 const UNACKNOWLEDGED_MS = 3_000
 
 export async function createMortalCluster({ partitions }: { partitions: number }): Promise<MortalCluster> {

@@ -28,7 +28,10 @@ export interface Monitor {
   close(): void
 }
 
-/** Follows what a Redis does, from now on. Redis tells it before it answers those who asked for it. `of` says where to note what concerns a prefix of keys. */
+/**
+ * Follows what a Redis does, from now on. Redis tells it before it answers those who asked for it. `of` says where to
+ * note what concerns a prefix of keys.
+ */
 export async function startMonitor(port: number, of: (prefix: string) => Sightings): Promise<Monitor> {
   const reader = createMonitorReader(of)
   const awaited = new Map<string, () => void>()
