@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'bun:test'
+import { silentLog } from '#shared/runtime/log.ts'
 import { startProcess } from '#shared/test/process.ts'
 import { NoReply, openConnection } from './connection.ts'
 
@@ -26,7 +27,7 @@ describe('the process', () => {
 })
 
 test('a database that is not there is not replaced by another', async () => {
-  const connection = await openConnection(`${REDIS_URL}/99`)
+  const connection = await openConnection({ url: `${REDIS_URL}/99`, token: 'a-secret', log: silentLog })
   await expect(connection.send([{ name: 'PING', args: [] }])).rejects.toBeInstanceOf(NoReply)
   connection.close()
 })
