@@ -6,12 +6,13 @@
 /** Keys of a partition, in the order of the scripts' KEYS. */
 export function partitionKeys(prefix: string): string[] {
   return [
-    `${prefix}tasks:live`, // hash: id → head, newline, envelope; of every task that has not ended
+    `${prefix}tasks:live`, // hash: id → head, newline, envelope, of every task that has not ended; id, newline → who holds it, of every running one
     `${prefix}tasks`, // hash: id → final record
     `${prefix}tasks:pending`, // hash: id of a parent → number of its children that have not ended
     `${prefix}tasks:expiry`, // sorted set: entries of roots (see common.lua) → when their final records expire
     `${prefix}tasks:sweep`, // string: where the sweep goes on
     `${prefix}tasks:reserved`, // sorted set: id of an ended task that is about to be retried → end of its reservation
+    `${prefix}tasks:leases`, // hash: lease of several tasks → their ids; `n:` and the lease → how many of these it still holds
   ]
 }
 
@@ -22,7 +23,7 @@ export function kindKeys(prefix: string, kind: string): string[] {
     `${queue}:high`, // list: envelopes
     queue, // list: envelopes of normal priority, and those of foreign producers
     `${queue}:low`, // list: envelopes
-    `${queue}:running`, // id → end of the lease
+    `${queue}:running`, // lease → when it ends; the lease of a single task is its id
     `${queue}:delayed`, // id → when it is due
     `${queue}:waiting`, // id → when it wakes by itself (+inf: only when its children have ended)
     `${queue}:succeeded`, // entries (see common.lua) → when they ended

@@ -1,20 +1,27 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
 import { readRecord } from '#shared/task/record.ts'
 import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
-import type { Broker, BrokerOptions, Claim, ClaimRequest, Foreign, Listed, Stored, Swept } from '../broker.ts'
+import type {
+  Broker,
+  BrokerOptions,
+  Cancelled,
+  Claim,
+  ClaimRequest,
+  Foreign,
+  Listed,
+  Stored,
+  Swept,
+} from '../broker.ts'
 import { requireTimes } from '../times.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
 import { absentKey, EVENT_CHANNEL, kindKeys, kindsKey, partitionKeys, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
 import {
   type Arg,
-  addHead,
-  addOutcome,
   addStats,
   claimOf,
   endedArgs,
   endedListed,
-  endOf,
   eventOf,
   foreignOf,
   KEY_OF,
@@ -24,6 +31,7 @@ import {
   merge,
   newTaskArgs,
   orderWord,
+  outcomeArgs,
   statsOf,
   storedOf,
   wakesOf,
@@ -201,30 +209,34 @@ export function createRedisBroker(
       // The call brings the next claim, too. With several partitions tasks wait in each, and a claim of its own sees to all.
       const both = partitions === 1 && outcomes.length > 0 ? claims : undefined
       let claimed = NOTHING
-      const codes = await parted(
+      const refused: string[] = []
+      await parted(
         outcomes,
         (outcome) => outcome.id,
         async (part, partition) => {
           const kinds = kindNumbers()
-          const ends: Arg[] = []
-          for (const outcome of part) addOutcome(ends, outcome, kinds)
+          const ends = outcomeArgs(part, kinds)
           const settle = async (claimArgs: (resent: boolean) => Arg[]) => {
-            const args = (resent: boolean) => [part.length, ...ends, ...claimArgs(resent)]
-            return (await run(scripts.settle, partition, kinds.names, args)) as [number[], unknown]
+            const args = (resent: boolean) => ends.args.concat(claimArgs(resent))
+            const [numbers, , taken] = (await run(scripts.settle, partition, kinds.names, args)) as [
+              number[],
+              [],
+              unknown,
+            ]
+            for (const number of numbers) refused.push(part[ends.order[number - 1] ?? 0]?.id ?? '')
+            return taken
           }
-          if (!both) return (await settle(() => [0]))[0]
-          return claiming(both, partition, kinds, async (claimArgs, token) => {
-            const [accepted, taken] = await settle((resent) => [1, ...claimArgs(resent)])
-            claimed = claimOf(taken, token)
-            return accepted
-          })
+          if (!both) await settle(() => [0])
+          else {
+            await claiming(both, partition, kinds, async (claimArgs, token) => {
+              claimed = claimOf(await settle((resent) => [1, ...claimArgs(resent)]), token)
+            })
+          }
+          return []
         },
       )
       if (claims && !both) claimed = await broker.claim(claims).catch(nothingWhenAway)
-      return {
-        refused: outcomes.filter((_, i) => codes[i] === -1).map((outcome) => outcome.id),
-        next: next ? claimed : null,
-      }
+      return { refused, next: next ? claimed : null }
     },
 
     async extend(leases, leaseMs) {
@@ -240,7 +252,12 @@ export function createRedisBroker(
             kinds.number(kind),
             progress ? `${progress.done}/${progress.total}` : '',
           ])
-          const reply = await run(scripts.extend, partition, kinds.names, () => [deadline, some.length, ...args])
+          // Names the leases that these are moved to: it stays the same when the call is sent again.
+          const name = newToken()
+          const reply = await run(scripts.extend, partition, kinds.names, () => [
+            ...[deadline, name, some.length],
+            ...args,
+          ])
           return (reply as (number | string)[]).map((code) => (typeof code === 'string' ? lapseOf(code) : code))
         }),
       )
@@ -278,18 +295,20 @@ export function createRedisBroker(
         (task) => task.id,
         async (part, partition) => {
           const kinds = kindNumbers()
-          const args: Arg[] = []
-          for (const task of part) {
-            addHead(args, { ...task, type: 'cancel', token: '-' }, kinds, endOf({ ...task, state: 'cancelled' }))
-            args.push(task.record)
-          }
-          const reply = await run(scripts.settle, partition, kinds.names, () => [part.length, ...args, 0])
-          const [codes] = reply as [number[]]
-          return codes.map((calls, i) => ({
-            id: part[i]?.id ?? '',
-            cancelled: calls >= 0,
-            calls: Math.max(calls, 0),
+          const ends = part.map((task) => ({
+            ...task,
+            type: 'cancel' as const,
+            token: '-',
+            state: 'cancelled' as const,
           }))
+          const { args, order } = outcomeArgs(ends, kinds)
+          const [, lengths] = (await run(scripts.settle, partition, kinds.names, () => [...args, 0])) as [[], number[]]
+          const answers = new Array<Cancelled>(part.length)
+          for (const [number, index] of order.entries()) {
+            const calls = lengths[number] ?? -1
+            answers[index] = { id: part[index]?.id ?? '', cancelled: calls >= 0, calls: Math.max(calls, 0) }
+          }
+          return answers
         },
       ),
 

@@ -55,24 +55,22 @@ export function orderWord(order: string): string {
   return order === '' ? '' : ` ${order}`
 }
 
-/** What every outcome begins with: see settle.lua. */
-export function addHead(
-  args: Arg[],
-  outcome: Pick<Outcome, 'id' | 'kind' | 'token' | 'parent'> & { type: string },
+/** What a group of outcomes begins with: see settle.lua. */
+function headOf(
+  outcome: Pick<Outcome | Ending, 'kind' | 'token' | 'parent' | 'type'>,
   kinds: KindNumbers,
   more: string,
-): void {
-  const { id, kind, token, parent, type } = outcome
+): string {
+  const { kind, token, parent, type } = outcome
   const group = parent?.group === undefined ? '' : `:${parent.group}`
-  args.push(`${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0}${group} ${more} ${token}`, id)
-  if (parent) args.push(parent.id)
+  return `${type} ${kinds.number(kind)} ${parent ? kinds.number(parent.kind) : 0}${group} ${more} ${token}`
 }
 
 /** Those that end within so many ms of each other share members of their sets: see common.lua. */
 const SHARED_MS = 10
 const sharedTime = (at: number | null) => (at === null ? '-' : Math.ceil(at / SHARED_MS) * SHARED_MS)
 
-export function endOf(end: { state: FinalState; endedAt: number; expiresAt: number | null }): string {
+function endOf(end: { state: FinalState; endedAt: number; expiresAt: number | null }): string {
   return `${KEY_OF[end.state]},${sharedTime(end.endedAt)},${sharedTime(end.expiresAt)}`
 }
 
@@ -82,26 +80,66 @@ export function endedArgs(ended: Ended | null | undefined, kinds: KindNumbers): 
   return [kinds.number(ended.kind), KEY_OF[ended.state], sharedTime(ended.at), sharedTime(ended.expiresAt)]
 }
 
-export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): void {
+/** How tasks end, or are cancelled. */
+type Ending =
+  | Extract<Outcome, { record: string }>
+  | (Omit<Extract<Outcome, { type: 'end' }>, 'type'> & { type: 'cancel' })
+
+/**
+ * The outcomes of a call of settle, those together that begin alike.
+ *
+ * @returns Also the index of each outcome, in the order in which the script numbers them.
+ */
+export function outcomeArgs(
+  outcomes: readonly (Outcome | Ending)[],
+  kinds: KindNumbers,
+): { args: Arg[]; order: number[] } {
+  const groups = new Map<string, { parent: string | undefined; tasks: Arg[]; indexes: number[] }>()
+  const args: Arg[] = [0]
+  const order: number[] = []
+  for (const [index, outcome] of outcomes.entries()) {
+    if (!('record' in outcome)) continue
+    const head = headOf(outcome, kinds, endOf(outcome))
+    const parent = outcome.parent?.id
+    const key = parent === undefined ? head : `${head} ${parent}`
+    const group = groups.get(key) ?? { parent, tasks: [], indexes: [] }
+    if (group.tasks.length === 0) groups.set(key, group)
+    group.tasks.push(outcome.id, outcome.record)
+    group.indexes.push(index)
+  }
+  for (const [key, { parent, tasks, indexes }] of groups) {
+    if (parent === undefined) args.push(key, indexes.length)
+    else args.push(key.slice(0, -parent.length - 1), parent, indexes.length)
+    // Not by spreading, here and below: a call has more arguments than fit on a stack.
+    for (const arg of tasks) args.push(arg)
+    for (const index of indexes) order.push(index)
+  }
+  let others = 0
+  for (const [index, outcome] of outcomes.entries()) {
+    if ('record' in outcome) continue
+    addChange(args, outcome, kinds)
+    order.push(index)
+    others++
+  }
+  args[0] = groups.size + others
+  return { args, order }
+}
+
+/** An outcome of a task that does not end. */
+function addChange(args: Arg[], outcome: Exclude<Outcome, { record: string }>, kinds: KindNumbers): void {
+  const parent = outcome.parent ? [outcome.parent.id] : []
   switch (outcome.type) {
-    case 'end':
-    case 'adopt':
-      addHead(args, outcome, kinds, endOf(outcome))
-      args.push(outcome.record)
-      break
     case 'retry':
-      addHead(args, outcome, kinds, String(outcome.at))
-      args.push(outcome.envelope)
+      args.push(headOf(outcome, kinds, String(outcome.at)), ...parent, outcome.id, outcome.envelope)
       break
     case 'release':
-      addHead(args, outcome, kinds, '-')
+      args.push(headOf(outcome, kinds, '-'), ...parent, outcome.id)
       break
     case 'call': {
       const { calls, steps, order, park, wakeAt, awaits, records, children } = outcome
-      addHead(args, outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'},${order}`)
-      args.push(records.length)
+      args.push(headOf(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'},${order}`), ...parent)
+      args.push(outcome.id, records.length)
       for (const { id, record } of records) args.push(id, record)
-      // Not by spreading: a part of a fan-out has more arguments than fit on a stack.
       for (const arg of newTaskArgs(children, kinds)) args.push(arg)
       if (!park) break
       args.push(awaits?.alone ?? '-', awaits?.groups.length ?? 0)
@@ -113,14 +151,15 @@ export function addOutcome(args: Arg[], outcome: Outcome, kinds: KindNumbers): v
 
 /** Reads a claim's reply: see claim.lua. */
 export function claimOf(reply: unknown, token: string): Claim {
-  const [due, ids, texts] = reply as [string, string, string[]]
+  const [due, ids, texts, now] = reply as [string, string, string[], string]
+  const startedAt = Number(now)
   return {
-    tasks: ids === '' ? [] : ids.split('\x1e').map((id, i) => claimedOf(id, texts[i] ?? '', token)),
+    tasks: ids === '' ? [] : ids.split('\x1e').map((id, i) => claimedOf(id, texts[i] ?? '', token, startedAt)),
     nextDueAt: due === '' ? null : Number(due),
   }
 }
 
-function claimedOf(id: string, text: string, token: string): Claimed {
+function claimedOf(id: string, text: string, token: string, now: number): Claimed {
   const words: string[] = []
   let at = text.indexOf(' ', text.indexOf(' ') + 1) + 1
   for (let i = 0; i < 6; i++) {
@@ -139,7 +178,7 @@ function claimedOf(id: string, text: string, token: string): Claimed {
     calls: Number(calls),
     steps: Number(steps),
     order,
-    startedAt: Number(started),
+    startedAt: Number(started) || now,
     envelope: text.slice(end + 1),
   }
 }
@@ -152,24 +191,25 @@ export function merge(into: Claim, more: Claim): void {
 export function storedOf(id: string, value: unknown): Stored | null {
   if (typeof value === 'string') return { id, record: value, live: null }
   if (!Array.isArray(value)) return null
-  const [text, pending] = value as [string, string]
-  return { id, record: null, live: liveOf(text, Number(pending)) }
+  const [text, pending, holder] = value as [string, string, string]
+  return { id, record: null, live: liveOf(text, Number(pending), holder) }
 }
 
-/** Reads a live value: see common.lua. */
-function liveOf(text: string, pending: number): Live {
+/** Reads a live value, and who holds the task: see common.lua. */
+function liveOf(text: string, pending: number, holder: string): Live {
   const end = text.indexOf('\n')
+  const [, , heldSince] = holder.split(' ')
   const [state, , started, attempts, calls, steps, , kind = '', progress, order = ''] = text.slice(0, end).split(' ')
   const [done, total] = (progress ?? '-').split('/').map(Number)
   return {
-    state: state as Live['state'],
+    state: heldSince === undefined ? (state as Live['state']) : 'running',
     kind,
     attempts: Number(attempts),
     calls: Number(calls),
     steps: Number(steps),
     order,
     pending,
-    startedAt: Number(started) || null,
+    startedAt: Number(heldSince ?? started) || null,
     progress: done !== undefined && total !== undefined ? { done, total } : null,
     envelope: text.slice(end + 1),
   }
@@ -180,7 +220,7 @@ export function foreignOf(found: readonly string[]): Foreign[] {
   const tasks: Foreign[] = []
   for (let i = 0; i + 2 < found.length; i += 3) {
     const [id = '', record = '', live = ''] = found.slice(i, i + 3)
-    const { kind, envelope, calls, steps, order } = liveOf(live, 0)
+    const { kind, envelope, calls, steps, order } = liveOf(live, 0, '')
     tasks.push({ id, kind, record, envelope, calls, steps, order })
   }
   return tasks

@@ -97,6 +97,34 @@ export function testExtend(test: Define): void {
     expect(await broker.get([running.id])).toEqual([null])
   })
 
+  test('extends some tasks of a claim: the others come back, and these later', async ({
+    broker,
+    clock,
+    task,
+    claimAll,
+  }) => {
+    await broker.enqueue(Array.from({ length: 5 }, () => task()))
+    const [a, b, c, d, e] = (await claimAll()) as [Claimed, Claimed, Claimed, Claimed, Claimed]
+    clock.advance(LEASE_MS / 2)
+    expect(await broker.extend([b, d], LEASE_MS)).toEqual(NONE)
+    await broker.settle([end(a)])
+    clock.advance(LEASE_MS / 2)
+    const back = await claimAll({ takeBack: true })
+    expect(back.map(({ id, attempt }) => [id, attempt])).toEqual([c, e].map(({ id }) => [id, 2]))
+    expect(await broker.extend([c, b], LEASE_MS)).toEqual({ lost: [c.id], cancelled: [] })
+    expect((await broker.settle([end(d)])).refused).toEqual([])
+    clock.advance(LEASE_MS)
+    const later = await claimAll({ takeBack: true })
+    expect(later.map(({ id, attempt }) => [id, attempt]).sort()).toEqual(
+      [
+        [b.id, 2],
+        [c.id, 3],
+        [e.id, 3],
+      ].sort(),
+    )
+    expect(await broker.stats(['sum'])).toMatchObject([{ running: 3, queued: 0, succeeded: 2 }])
+  })
+
   test('extends the leases that are held when others are not', async ({ broker, clock, add, claimAll }) => {
     await add()
     await add()

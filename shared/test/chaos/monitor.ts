@@ -63,16 +63,20 @@ export async function startMonitor(port: number, of: (prefix: string) => Sightin
 
 /**
  * Reads lines of MONITOR. A script's own call comes first, with its arguments: there stands by which token a task is ended. The commands
- * inside follow: there stand the token that holds a task (its live value) and each final record.
+ * inside follow: there stand the token that holds a task and each final record.
  */
 function createMonitorReader(of: (prefix: string) => Sightings) {
   let ending = new Map<string, string>()
+  /** Those that the script which runs now has taken off their holders: until it began they were held. */
+  const released = new Map<string, Map<string, string>>()
 
   function read(line: string): void {
     const inner = line.includes(' lua] ')
     if (!inner && !/\] "(evalsha|eval)"/i.test(line)) return
     if (!inner) {
       ending = endings(line)
+      for (const [id, holders] of released) holders.delete(id)
+      released.clear()
       return
     }
     if (/ lua\] "LPUSH" "[^"]*_task_queue(:high|:low)?"/i.test(line)) readQueued(line)
@@ -80,17 +84,22 @@ function createMonitorReader(of: (prefix: string) => Sightings) {
     const [command = '', key = '', ...fields] = argumentsOf(line)
     const at = Number(line.slice(1, line.indexOf(' '))) * 1000
     const live = key.endsWith('tasks:live')
-    if (command.toUpperCase() !== 'HSET') return
     const { commits, stored, holders } = of(key.slice(0, key.lastIndexOf('tasks')))
+    if (command.toUpperCase() !== 'HSET') {
+      if (live) for (const field of fields.filter(isHolder)) released.set(field.slice(0, -1), holders)
+      return
+    }
     for (let i = 0; i + 1 < fields.length; i += 2) {
       const [id = '', value = ''] = fields.slice(i, i + 2)
       if (!live) {
         commits.push({ id, at, record: value, token: ending.get(id) ?? null, holder: holders.get(id) ?? null })
         continue
       }
-      const [, token = '-'] = value.split(' ', 2)
-      holders.set(id, token)
-      if (!id.includes('.') && !stored.has(id)) stored.set(id, at)
+      if (isHolder(id)) {
+        const [token = ''] = value.split(' ', 1)
+        holders.set(id.slice(0, -1), token)
+        released.delete(id.slice(0, -1))
+      } else if (!id.includes('.') && !stored.has(id)) stored.set(id, at)
     }
   }
   /** New tasks come to the back; whatever comes back goes to the front. */
@@ -107,14 +116,21 @@ function createMonitorReader(of: (prefix: string) => Sightings) {
   return { read }
 }
 
-/** Of a call of settle: id → the token by which it is ended. The head of an outcome stands before the id (settle.lua). */
+/** Whether a field of the live tasks tells who holds one. */
+function isHolder(field: string): boolean {
+  return field.endsWith('\n')
+}
+
+/** Of a call of settle: id → the token by which it is ended. Ids and records follow their number, before which the head stands, and a parent's id (settle.lua). */
 function endings(line: string): Map<string, string> {
   const found = new Map<string, string>()
   if (!line.includes('"end ')) return found
   const args = argumentsOf(line)
   args.forEach((arg, i) => {
-    const [, token] = /^end \d+ \d+ \S+ (\S+)$/.exec(arg) ?? []
-    if (token !== undefined) found.set(args[i + 1] ?? '', token)
+    const [, parent, token] = /^end \d+ (\d+)\S* \S+ (\S+)$/.exec(arg) ?? []
+    if (token === undefined) return
+    const at = i + (parent === '0' ? 1 : 2)
+    for (let n = 0; n < Number(args[at]); n++) found.set(args[at + 1 + 2 * n] ?? '', token)
   })
   return found
 }

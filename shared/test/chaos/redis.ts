@@ -127,10 +127,15 @@ export async function dumpPartition(
   prefix: string,
   { final, live, ended, queued, left }: Found,
 ): Promise<void> {
-  const [liveKey = '', finalKey = '', pendingKey = ''] = partitionKeys(prefix)
-  for (const [id, value] of Object.entries(await redis.hgetall(liveKey))) live.set(id, value)
+  const [liveKey = '', finalKey = '', pendingKey = '', , , , leasesKey = ''] = partitionKeys(prefix)
+  const values = await redis.hgetall(liveKey)
+  for (const [id, value] of Object.entries(values)) {
+    // Beside the value of a running task stands who holds it.
+    if (!id.endsWith('\n')) live.set(id, values[`${id}\n`] === undefined ? value : value.replace(/^queued/, 'running'))
+  }
   for (const [id, record] of Object.entries(await redis.hgetall(finalKey))) final.set(id, record)
   for (const [id, count] of Object.entries(await redis.hgetall(pendingKey))) left.push(`${id} has ${count} pending`)
+  for (const lease of await redis.hkeys(leasesKey)) left.push(`${leasesKey}: ${lease}`)
   for (const kind of Object.keys(chaosContracts)) {
     const keys = kindKeys(prefix, kind)
     const [broken = '', counts = ''] = keys.slice(9)

@@ -1,6 +1,40 @@
 -- ARGV of a claim: limit, end of the lease, token, whether to take back (1 or 0), whether the call was sent before (1 or 0), number of kinds,
 -- the kinds in order of turn.
--- Returns { when the next is due or '', the ids with \30 between them, their live values (see common.lua) }.
+-- Returns { when the next is due or '', the ids with \30 between them, their live values (see common.lua), when an attempt began whose value says 0 }.
+-- Puts back the tasks of leases that are over, each with an attempt used up, until there are enough bytes, of which so many are spent. Returns whether some are
+-- left, and the bytes that are spent then.
+local function takeBackHeld(kind, leases, bytes)
+  local forget, flushForget = batch('HDEL')
+  local tasks, isMore = {}, false
+  for i, text in ipairs(fetch(LEASES, leases)) do
+    isMore = bytes >= ENOUGH
+    if isMore then break end
+    local lease, mine, values = leases[i], {}, nil
+    local ids = text and idsOf(text) or { lease }
+    local held = fetch(LIVE, holdFields(ids))
+    for j, id in ipairs(ids) do
+      if isHeldUnder(holderOf(held[j]), lease, id) or not text and not held[j] then mine[#mine + 1] = id end
+    end
+    values, bytes = fetchSome(LIVE, mine, bytes)
+    for j, value in ipairs(values) do
+      local t = value and split(value)
+      -- In a store of an earlier version a running task is held by nobody, and says so itself.
+      if t and (text or held[j] or t.state == 'running') then
+        t.id, t.attempts, t.started = mine[j], t.attempts + 1, '0'
+        tasks[#tasks + 1] = t
+        forget(LIVE, holdField(t.id))
+      end
+    end
+    isMore = #values < #mine
+    if not isMore then endLease(kind, lease)
+    else call('HSET', LEASES, lease, table.concat(mine, '\n', #values + 1), 'n:' .. lease, #mine - #values) end
+    if isMore then break end
+  end
+  flushForget()
+  requeue(kind, tasks)
+  return isMore, bytes
+end
+
 local function takeBack(claimable, limit)
   local keys, nextDue, bytes = {}, nil, 0
   for _, kind in ipairs(claimable) do
@@ -18,7 +52,12 @@ local function takeBack(claimable, limit)
         end
         ids[#ids + 1] = due[i]
       end
-      if #ids > 0 then
+      if key == RUNNING then
+        local isMore
+        isMore, bytes = takeBackHeld(kind, ids, bytes)
+        if isMore or #ids == limit then nextDue = now end
+        if bytes >= ENOUGH then return now end
+      elseif #ids > 0 then
         local tasks, handled, values = {}, {}, nil
         values, bytes = fetchSome(LIVE, ids, bytes)
         for i, value in ipairs(values) do
@@ -26,7 +65,6 @@ local function takeBack(claimable, limit)
           if value then
             local t = split(value)
             t.id = ids[i]
-            if key == RUNNING then t.attempts, t.started = t.attempts + 1, '0' end
             tasks[#tasks + 1] = t
           end
         end
@@ -41,14 +79,20 @@ local function takeBack(claimable, limit)
   return nextDue
 end
 
--- What the call before, whose answer was lost, has claimed: those whose lease ends then and has this token.
+-- What the call before, whose answer was lost, has claimed under this token: its leases end then.
 local function claimedBefore(claimable, deadline, token, claimed, values)
   for _, kind in ipairs(claimable) do
-    local ids = call('ZRANGEBYSCORE', of(kind, RUNNING), deadline, deadline)
-    for i, value in ipairs(fetch(LIVE, ids)) do
-      local t = value and split(value)
-      if t and t.token == token then
-        claimed[#claimed + 1], values[#values + 1] = ids[i], value
+    for _, lease in ipairs(call('ZRANGEBYSCORE', of(kind, RUNNING), deadline, deadline)) do
+      local text = call('HGET', LEASES, lease)
+      local ids = text and idsOf(text) or { lease }
+      local held = fetch(LIVE, holdFields(ids))
+      for i, value in ipairs(fetch(LIVE, ids)) do
+        local h = holderOf(held[i])
+        if value and h and h.token == token then
+          local t = split(value)
+          t.started = h.started
+          claimed[#claimed + 1], values[#values + 1] = ids[i], join(t)
+        end
       end
     end
   end
@@ -95,10 +139,26 @@ local function keepAside(kind, envelope)
   call('LTRIM', of(kind, BROKEN), 0, 999)
 end
 
+-- Notes who holds claimed tasks, and until when.
+local function hold(kind, token, deadline, own, live)
+  local lease = leaseName(token, kind, own.ids)
+  local first, n = holderText(token, lease, nowText, false), #live
+  for i, value in ipairs(own.values) do
+    local holder = first
+    if sub(value, 10, 15) ~= '0 0 0 ' then
+      local started, calls = match(value, '^%a+ %- (%d+) %d+ (%d+)')
+      holder = holderText(token, lease, started == '0' and nowText or started, calls ~= '0')
+    end
+    live[n + 1], live[n + 2] = own.fields[i], holder
+    n = n + 2
+  end
+  startLease(kind, lease, deadline, own.ids)
+end
+
 local function claim()
   local limit, deadline, token, back, resent = number(), arg(), arg(), arg() == '1', arg() == '1'
   local claimable, kindOf, priorityOf, queues, due, claimed, values = {}, {}, {}, {}, '', {}, {}
-  local function answer() return { due, table.concat(claimed, '\30'), values } end
+  local function answer() return { due, table.concat(claimed, '\30'), values, nowText } end
   for i = 1, number() do claimable[i] = number() end
   if resent and claimedBefore(claimable, deadline, token, claimed, values) then return answer() end
   if back then due = tostring(takeBack(claimable, math.max(limit, 100)) or '') end
@@ -109,7 +169,7 @@ local function claim()
     end
   end
   local _, flushLive, liveOf = batch('HSET')
-  local _, flushLeases, leasesOf = batch('ZADD')
+  local live, mine = liveOf(LIVE), {}
   local count, bytes, full, taken = 0, 0, false, {}
   local pop = { 'LMPOP', #queues, unpack(queues) }
   for _, word in ipairs({ 'RIGHT', 'COUNT', limit }) do pop[#pop + 1] = word end
@@ -137,26 +197,26 @@ local function claim()
     end
     local ended, dropped = {}, 0
     for i, record in ipairs(fetchKnown(TASKS, foreign)) do ended[foreign[i]] = record end
-    local live, leases, again = liveOf(LIVE), leasesOf(of(kind, RUNNING)), 'running ' .. token .. ' '
-    local first = again .. nowText
-    local unknown = first .. ' 0 0 0 ' .. priorityOf[popped[1]] .. ' ' .. kinds[kind] .. ' -\n'
-    for i, value in ipairs(fetch(LIVE, ids)) do
-      local id, mine = ids[i], nil
-      if not value then
-        -- Only their parent makes children: an id with a dot that nobody knows would be taken for its call.
-        mine = not ours[i] and not ended[id] and unknown .. envelopes[i]
-        if mine and find(id, '.', 1, true) then
-          keepAside(kind, envelopes[i])
-          mine = nil
-        end
-      elseif sub(value, 1, 11) == 'queued - 0 ' then mine = first .. sub(value, 11)
-      elseif sub(value, 1, 9) == 'queued - ' then mine = again .. sub(value, 10) end
-      if mine and not taken[id] then
+    local n, own = #ids, mine[kind] or { ids = {}, fields = {}, values = {} }
+    mine[kind] = own
+    for i = 1, n do ids[n + i] = holdField(ids[i]) end
+    local known = fetch(LIVE, ids)
+    for i = 1, n do
+      local id, value, isMine = ids[i], known[i], false
+      if known[n + i] or taken[id] then isMine = false
+      elseif value then isMine = sub(value, 1, 9) == 'queued - '
+      -- Only their parent makes children: an id with a dot that nobody knows would be taken for its call.
+      elseif not ours[i] and not ended[id] and find(id, '.', 1, true) then keepAside(kind, envelopes[i])
+      elseif not ours[i] and not ended[id] then
+        isMine, value = true, 'queued - 0 0 0 0 ' .. priorityOf[popped[1]] .. ' ' .. kinds[kind] .. ' -\n' .. envelopes[i]
+        local to = #live + 1
+        live[to], live[to + 1] = id, value
+      end
+      if isMine then
         taken[id], count = true, count + 1
-        claimed[count], values[count] = id, mine
-        local n, m = #live + 1, #leases + 1
-        live[n], live[n + 1] = id, mine
-        leases[m], leases[m + 1] = deadline, id
+        claimed[count], values[count] = id, value
+        local to = #own.ids + 1
+        own.ids[to], own.fields[to], own.values[to] = id, ids[n + i], value
       elseif ours[i] or ended[id] then
         dropped = dropped + 1
       end
@@ -164,6 +224,9 @@ local function claim()
     -- Below zero when nobody counted the envelope: a foreign program ended the task and left it, or pushed the id again.
     if dropped > 0 and call('HINCRBY', of(kind, COUNTS), 'dropped', -dropped) < 0 then call('HSET', of(kind, COUNTS), 'dropped', 0) end
   end
-  flushLive(); flushLeases()
+  for kind, own in pairs(mine) do
+    if #own.ids > 0 then hold(kind, token, deadline, own, live) end
+  end
+  flushLive()
   return answer()
 end

@@ -1,7 +1,7 @@
 -- Put before every script.
--- KEYS: the six of partitionKeys, then the eleven of kindKeys for each kind that ARGV names, as in keys.ts.
+-- KEYS: the seven of partitionKeys, then the eleven of kindKeys for each kind that ARGV names, as in keys.ts.
 -- ARGV: now (ms), prefix of the channels, number of kinds, their names; then what the script's own header says. A kind is given by its number from 1.
-local LIVE, TASKS, PENDING, EXPIRY, SWEEP, RESERVED = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local LIVE, TASKS, PENDING, EXPIRY, SWEEP, RESERVED, LEASES = unpack(KEYS, 1, 7)
 local NORMAL, RUNNING, DELAYED, WAITING, SUCCEEDED, FAILED, CANCELLED, BROKEN, COUNTS = 2, 4, 5, 6, 7, 8, 9, 10, 11
 local FINAL = { [SUCCEEDED] = 'succeeded', [FAILED] = 'failed', [CANCELLED] = 'cancelled' }
 local call = redis.call
@@ -10,13 +10,14 @@ local find, match, sub = string.find, string.match, string.sub
 local cursor = 0
 local function arg() cursor = cursor + 1; return ARGV[cursor] end
 local function number() return tonumber(arg()) end
-local function of(kind, key) return KEYS[6 + (kind - 1) * 11 + key] end
+local function of(kind, key) return KEYS[7 + (kind - 1) * 11 + key] end
 local nowText = arg()
 local now, channels, kinds = tonumber(nowText), arg(), {}
 for i = 1, number() do kinds[i] = arg() end
 
 -- A live value is "<state> <token> <started> <attempts used> <calls> <steps> <priority 1-3> <kind> <progress>\n<envelope>". A tenth word is the order of
--- completion, where it is not that of the numbers.
+-- completion, where it is not that of the numbers. A claim leaves it as it is: a task that is queued by its live value, and held, is running. The token is
+-- always "-"; only stores of an earlier version have others, and "running".
 local function split(value)
   local stop = find(value, '\n', 1, true)
   local state, token, started, attempts, calls, steps, priority, kind, progress, order =
@@ -30,10 +31,18 @@ local function join(t)
 end
 
 -- Sends a variadic command 4,000 arguments at a time, under Lua's limit for unpack. Returns the sum of the replies.
-local function callAll(command, key, list)
+local function callRange(command, key, list, first, last)
   local sum = 0
-  for i = 1, #list, 4000 do sum = sum + call(command, key, unpack(list, i, math.min(i + 3999, #list))) end
+  for i = first, last, 4000 do sum = sum + call(command, key, unpack(list, i, math.min(i + 3999, last))) end
   return sum
+end
+local function callAll(command, key, list) return callRange(command, key, list, 1, #list) end
+
+-- Ids that are stored as one text.
+local function idsOf(entry)
+  local ids = {}
+  for id in string.gmatch(entry, '[^\n]+') do ids[#ids + 1] = id end
+  return ids
 end
 
 -- Arguments collect for each key and go out in one variadic command a key.
@@ -102,6 +111,59 @@ local function fetchKnown(hash, ids)
   return known
 end
 
+-- Who holds a running task stands beside its live value: "<token> <lease> <when this attempt began> <1 if it has a history>". The token names the claim, and is the
+-- right to report how the task ended. A lease is what ends when a worker dies. It begins with the claim, for all tasks of a kind in it; to extend it for some of
+-- them is to move these to a new one. So LEASES may name ids that a lease no longer holds: what the task's holder says counts. A lease of one task is named
+-- by its id, and written "=" here.
+local function holdField(id) return id .. '\n' end
+local function holdFields(ids)
+  local fields = {}
+  for i, id in ipairs(ids) do fields[i] = holdField(id) end
+  return fields
+end
+local holders = {}
+local function holderOf(text)
+  if not text then return nil end
+  local h = holders[text]
+  if not h then
+    local token, lease, started, past = match(text, '^(%S+) (%S+) (%d+) (%d)$')
+    h = { token = token, lease = lease, started = started, past = past == '1', size = tonumber(match(lease, '^%d+')) }
+    holders[text] = h
+  end
+  return h
+end
+local function holderText(token, lease, started, past) return token .. ' ' .. lease .. ' ' .. started .. ' ' .. (past and '1' or '0') end
+local function isHeldUnder(h, lease, id) return h and (h.lease == lease or h.lease == '=' and id == lease) end
+-- Begins a lease; its name, as holders give it, begins with how many tasks it is for.
+local function leaseName(name, kind, ids) return #ids == 1 and '=' or #ids .. ':' .. name .. ':' .. kinds[kind] end
+local function startLease(kind, lease, ends, ids)
+  if lease ~= '=' then call('HSET', LEASES, lease, table.concat(ids, '\n'), 'n:' .. lease, #ids) end
+  call('ZADD', of(kind, RUNNING), ends, lease == '=' and ids[1] or lease)
+end
+local function endLease(kind, lease)
+  call('HDEL', LEASES, lease, 'n:' .. lease)
+  call('ZREM', of(kind, RUNNING), lease)
+end
+-- Takes tasks off their leases. A lease that holds nothing any more is over.
+local leave, flushLeft = batch('ZREM')
+local lessHeld = {}
+local function takeOff(kind, id, h)
+  if h.lease == '=' then return leave(of(kind, RUNNING), id) end
+  local l = lessHeld[h.lease]
+  if not l then
+    l = { kind = kind, count = 0, size = h.size }
+    lessHeld[h.lease] = l
+  end
+  l.count = l.count + 1
+end
+local function flushTakenOff()
+  flushLeft()
+  for lease, l in pairs(lessHeld) do
+    if l.count == l.size or call('HINCRBY', LEASES, 'n:' .. lease, -l.count) <= 0 then endLease(l.kind, lease) end
+  end
+  lessHeld = {}
+end
+
 -- Wake-ups are hints: a store that refuses PUBLISH in a script must not undo the script.
 local woken = {}
 local function wake(kind, at)
@@ -158,11 +220,6 @@ end
 -- Tasks that ended at one time, or expire at one, share entries of a sorted set: less memory, and no search for a place for each. An
 -- entry is at most 110 ids with a newline between them: as many UUIDs as fit into 4 KiB.
 local TOGETHER = 110
-local function idsOf(entry)
-  local ids = {}
-  for id in string.gmatch(entry, '[^\n]+') do ids[#ids + 1] = id end
-  return ids
-end
 
 -- Takes ids out of such a set: times[id] = its score, which finds the entry, or '-' when that is not known. Returns by how many more
 -- ids than entries it has shrunk.

@@ -22,6 +22,21 @@ if FINAL[state] then
   return reply
 end
 local offset = tonumber(from)
+if state == RUNNING then
+  local leases = call('ZRANGE', of(1, RUNNING), 0, -1, 'REV')
+  for i, text in ipairs(fetch(LEASES, leases)) do
+    local ids = text and idsOf(text) or { leases[i] }
+    for j, holder in ipairs(fetch(LIVE, holdFields(ids))) do
+      -- In a store of an earlier version nobody is told to hold a task that is running.
+      if isHeldUnder(holderOf(holder), leases[i], ids[j]) or not text and not holder then
+        offset = offset - 1
+        if offset < 0 then reply[#reply + 1] = ids[j] end
+        if #reply == limit then return reply end
+      end
+    end
+  end
+  return reply
+end
 if state ~= NORMAL then return call('ZRANGE', of(1, state), offset, offset + limit - 1, 'REV') end
 local bytes = 0
 for priority = 1, 3 do

@@ -12,11 +12,20 @@ local function endedSince(key)
   return math.floor(count / SAMPLE * call('ZCOUNT', key, since, '+inf'))
 end
 
+-- How many tasks the leases of a kind hold. One that is not told of is of one task.
+local function running(kind)
+  local fields, count = {}, 0
+  for i, lease in ipairs(call('ZRANGE', of(kind, RUNNING), 0, -1)) do fields[i] = 'n:' .. lease end
+  for _, held in ipairs(fetch(LEASES, fields)) do count = count + tonumber(held or 1) end
+  return count
+end
+
 local reply = {}
 for kind = 1, #kinds do
   local row = {}
   for priority = 1, 3 do row[priority] = call('LLEN', of(kind, priority)) end
-  for key = RUNNING, CANCELLED do row[key] = call('ZCARD', of(kind, key)) end
+  for key = DELAYED, CANCELLED do row[key] = call('ZCARD', of(kind, key)) end
+  row[RUNNING] = running(kind)
   local counts = call('HMGET', of(kind, COUNTS), 'succeeded', 'failed', 'cancelled', 'dropped')
   for i, key in ipairs({ SUCCEEDED, FAILED, CANCELLED }) do row[key] = row[key] + tonumber(counts[i] or 0) end
   row[BROKEN] = call('LLEN', of(kind, BROKEN))

@@ -9,8 +9,8 @@ while #ids < limit and bytes < ENOUGH do
   for i = 1, #scanned[2], 2 do
     local id, value = scanned[2][i], scanned[2][i + 1]
     bytes = bytes + #value
-    -- A hash that grows may give one twice.
-    if not seen[id] then
+    -- Not who holds a task. A hash that grows may give one twice.
+    if sub(id, -1) ~= '\n' and not seen[id] then
       seen[id] = true
       ids[#ids + 1], values[#values + 1] = id, value
     end
