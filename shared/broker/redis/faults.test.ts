@@ -237,7 +237,13 @@ test('what falls due, is listed and is kept by a heartbeat is read a megabyte at
   while (claimed.length < 30) claimed.push(...(await broker.claim({ ...request, limit: 60 })).tasks)
   calls.length = 0
   expect(await broker.extend(claimed, 30_000)).toEqual({ lost: [], cancelled: [] })
+  // Nothing is read of them.
+  expect(calls.length).toBe(1)
+  calls.length = 0
+  const telling = claimed.map((lease) => ({ ...lease, progress: { done: 1, total: 2 } }))
+  expect(await broker.extend(telling, 30_000)).toEqual({ lost: [], cancelled: [] })
   expect(calls.length).toBeGreaterThanOrEqual(5)
+  expect((await broker.get([claimed.at(-1)?.id ?? '']))[0]?.live?.progress).toEqual({ done: 1, total: 2 })
   time = 30_000
   calls.length = 0
   for (let back = 0; back < 30; ) back += (await broker.claim({ ...request, limit: 60, takeBack: true })).tasks.length

@@ -110,17 +110,13 @@ export function testExtend(test: Define): void {
     await broker.settle([end(a)])
     clock.advance(LEASE_MS / 2)
     const back = await claimAll({ takeBack: true })
-    expect(back.map(({ id, attempt }) => [id, attempt])).toEqual([c, e].map(({ id }) => [id, 2]))
+    expect(back.map(({ id, attempt }) => `${id} ${attempt}`).toSorted()).toEqual([`${c.id} 2`, `${e.id} 2`].toSorted())
     expect(await broker.extend([c, b], LEASE_MS)).toEqual({ lost: [c.id], cancelled: [] })
     expect((await broker.settle([end(d)])).refused).toEqual([])
     clock.advance(LEASE_MS)
     const later = await claimAll({ takeBack: true })
-    expect(later.map(({ id, attempt }) => [id, attempt]).sort()).toEqual(
-      [
-        [b.id, 2],
-        [c.id, 3],
-        [e.id, 3],
-      ].sort(),
+    expect(later.map(({ id, attempt }) => `${id} ${attempt}`).toSorted()).toEqual(
+      [`${b.id} 2`, `${c.id} 3`, `${e.id} 3`].toSorted(),
     )
     expect(await broker.stats(['sum'])).toMatchObject([{ running: 3, queued: 0, succeeded: 2 }])
   })

@@ -155,78 +155,109 @@ local function hold(kind, token, deadline, own, live)
   startLease(kind, lease, deadline, own.ids)
 end
 
+-- Where to take envelopes from: `high` before `normal` before `low`, in the order of the kinds within one priority.
+local function queuesOf(claimable)
+  local from = { kindOf = {}, priorityOf = {}, count = 0, bytes = 0 }
+  local queues = {}
+  for priority = 1, 3 do
+    for _, kind in ipairs(claimable) do
+      local queue = of(kind, priority)
+      queues[#queues + 1], from.kindOf[queue], from.priorityOf[queue] = queue, kind, priority
+    end
+  end
+  from.pop = { 'LMPOP', #queues, unpack(queues) }
+  for _, word in ipairs({ 'RIGHT', 'COUNT', 0 }) do from.pop[#from.pop + 1] = word end
+  return from
+end
+
+-- Takes envelopes, up to so many. Returns them, and the queue that each was in. `from` says whether that was the last, and if so, whether for want of room.
+local function pop(from, limit)
+  local envelopes, queueOf, n = {}, {}, 0
+  while n < limit and not from.isDone do
+    from.pop[#from.pop] = pieceOf(limit - n, from.count, from.bytes, 4)
+    local popped = call(unpack(from.pop))
+    from.isDone = not popped
+    for i, envelope in ipairs(popped and popped[2] or {}) do
+      if from.bytes > 0 and from.bytes + #envelope > ENOUGH then
+        -- Too much for one answer: the rest goes back, in its order.
+        for j = #popped[2], i, -1 do call('RPUSH', popped[1], popped[2][j]) end
+        from.isDone, from.isFull = true, true
+        break
+      end
+      n, from.count, from.bytes = n + 1, from.count + 1, from.bytes + #envelope
+      envelopes[n], queueOf[n] = envelope, popped[1]
+    end
+  end
+  return envelopes, queueOf
+end
+
+-- The ids of envelopes, and whether they are ours. Those without one are kept aside. Also gives the final records of those that are not.
+local function read(from, envelopes, queueOf)
+  local ids, ours, at, foreign, ended, n = {}, {}, {}, {}, {}, 0
+  for i, envelope in ipairs(envelopes) do
+    local id, isOurs = idOf(envelope)
+    if id then
+      n = n + 1
+      ids[n], ours[n], at[n] = id, isOurs, i
+      if not isOurs then foreign[#foreign + 1] = id end
+    else
+      keepAside(from.kindOf[queueOf[i]], envelope)
+    end
+  end
+  for i, isKnown in ipairs(fetchKnown(TASKS, foreign)) do ended[foreign[i]] = isKnown end
+  return ids, ours, at, ended
+end
+
+-- The live value of a pushed task; nil where nobody may run it.
+local function liveValueOf(id, kind, priority, envelope)
+  -- Only their parent makes children: an id with a dot that nobody knows would be taken for its call.
+  if find(id, '.', 1, true) then return keepAside(kind, envelope) end
+  return 'queued - 0 0 0 0 ' .. priority .. ' ' .. kinds[kind] .. ' -\n' .. envelope
+end
+
 local function claim()
   local limit, deadline, token, back, resent = number(), arg(), arg(), arg() == '1', arg() == '1'
-  local claimable, kindOf, priorityOf, queues, due, claimed, values = {}, {}, {}, {}, '', {}, {}
+  local claimable, due, claimed, values = {}, '', {}, {}
   local function answer() return { due, table.concat(claimed, '\30'), values, nowText } end
   for i = 1, number() do claimable[i] = number() end
   if resent and claimedBefore(claimable, deadline, token, claimed, values) then return answer() end
   if back then due = tostring(takeBack(claimable, math.max(limit, 100)) or '') end
-  for priority = 1, 3 do
-    for _, kind in ipairs(claimable) do
-      local queue = of(kind, priority)
-      queues[#queues + 1], kindOf[queue], priorityOf[queue] = queue, kind, priority
-    end
-  end
+  local from = queuesOf(claimable)
   local _, flushLive, liveOf = batch('HSET')
-  local live, mine = liveOf(LIVE), {}
-  local count, bytes, full, taken = 0, 0, false, {}
-  local pop = { 'LMPOP', #queues, unpack(queues) }
-  for _, word in ipairs({ 'RIGHT', 'COUNT', limit }) do pop[#pop + 1] = word end
-  while count < limit and not full do
-    pop[#pop] = pieceOf(limit - count, count, bytes, 4)
-    local popped = call(unpack(pop))
-    if not popped then break end
-    local kind, ids, ours, envelopes, foreign = kindOf[popped[1]], {}, {}, {}, {}
-    for i, envelope in ipairs(popped[2]) do
-      if bytes > 0 and bytes + #envelope > ENOUGH then
-        -- Too much for one answer: the rest goes back, in its order, and is due at once.
-        for j = #popped[2], i, -1 do call('RPUSH', popped[1], popped[2][j]) end
-        full, due = true, nowText
-        break
-      end
-      bytes = bytes + #envelope
-      local id, isOurs = idOf(envelope)
-      if id then
-        local n = #ids + 1
-        ids[n], ours[n], envelopes[n] = id, isOurs, envelope
-        if not isOurs then foreign[#foreign + 1] = id end
-      else
-        keepAside(kind, envelope)
-      end
-    end
-    local ended, dropped = {}, 0
-    for i, record in ipairs(fetchKnown(TASKS, foreign)) do ended[foreign[i]] = record end
-    local n, own = #ids, mine[kind] or { ids = {}, fields = {}, values = {} }
-    mine[kind] = own
+  local live, mine, taken, dropped, count = liveOf(LIVE), {}, {}, {}, 0
+  while count < limit and not from.isDone do
+    local envelopes, queueOf = pop(from, limit - count)
+    local ids, ours, at, ended = read(from, envelopes, queueOf)
+    local n = #ids
     for i = 1, n do ids[n + i] = holdField(ids[i]) end
     local known = fetch(LIVE, ids)
     for i = 1, n do
-      local id, value, isMine = ids[i], known[i], false
+      local id, value, queue = ids[i], known[i], queueOf[at[i]]
+      local kind, isMine = from.kindOf[queue], false
       if known[n + i] or taken[id] then isMine = false
       elseif value then isMine = sub(value, 1, 9) == 'queued - '
-      -- Only their parent makes children: an id with a dot that nobody knows would be taken for its call.
-      elseif not ours[i] and not ended[id] and find(id, '.', 1, true) then keepAside(kind, envelopes[i])
       elseif not ours[i] and not ended[id] then
-        isMine, value = true, 'queued - 0 0 0 0 ' .. priorityOf[popped[1]] .. ' ' .. kinds[kind] .. ' -\n' .. envelopes[i]
-        local to = #live + 1
-        live[to], live[to + 1] = id, value
+        value = liveValueOf(id, kind, from.priorityOf[queue], envelopes[at[i]])
+        isMine = value ~= nil
+        if value then live[#live + 1] = id; live[#live + 1] = value end
       end
       if isMine then
-        taken[id], count = true, count + 1
-        claimed[count], values[count] = id, value
+        local own = mine[kind] or { ids = {}, fields = {}, values = {} }
         local to = #own.ids + 1
+        mine[kind], taken[id], count = own, true, count + 1
+        claimed[count], values[count] = id, value
         own.ids[to], own.fields[to], own.values[to] = id, ids[n + i], value
       elseif ours[i] or ended[id] then
-        dropped = dropped + 1
+        dropped[kind] = (dropped[kind] or 0) + 1
       end
     end
+  end
+  if from.isFull then due = nowText end
+  for kind, number in pairs(dropped) do
     -- Below zero when nobody counted the envelope: a foreign program ended the task and left it, or pushed the id again.
-    if dropped > 0 and call('HINCRBY', of(kind, COUNTS), 'dropped', -dropped) < 0 then call('HSET', of(kind, COUNTS), 'dropped', 0) end
+    if call('HINCRBY', of(kind, COUNTS), 'dropped', -number) < 0 then call('HSET', of(kind, COUNTS), 'dropped', 0) end
   end
-  for kind, own in pairs(mine) do
-    if #own.ids > 0 then hold(kind, token, deadline, own, live) end
-  end
+  for kind, own in pairs(mine) do hold(kind, token, deadline, own, live) end
   flushLive()
   return answer()
 end
