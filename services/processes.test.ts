@@ -229,7 +229,8 @@ describe('a process for each service on Redis', () => {
     const settings = { REDIS_URL: redis.url, TASKER_LEASE_MS: '1000' }
     const blocked = startProcess(BLOCKING_WORKER, settings)
     await blocked.prints('Blocked.')
-    expect(await client.zcard('sum_task_queue:running')).toBe(ids.length)
+    const held = (await client.hkeys('tasks:live')).filter((field) => field.endsWith('\n'))
+    expect(held).toHaveLength(ids.length + 1)
     expect(await client.hlen('tasks')).toBe(0)
 
     await startProcess('services/workers/sum/main.ts', settings).prints('Working.')
