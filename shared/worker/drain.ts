@@ -9,6 +9,7 @@ import { type Held, Waiting } from './held.ts'
 import { keepLeases, keepTimeLimits, messageOf } from './housekeeping.ts'
 import type { Outage } from './outage.ts'
 import { charsOf, createSettler, isFullCall, type Settler } from './settler.ts'
+import type { Turns } from './turns.ts'
 
 /** A part of a lease: a worker holds no more tasks that have not begun than it can run in that time, and leaves the others to other workers. */
 const WAITING_SHARE = 0.1
@@ -27,6 +28,7 @@ export interface DrainDeps {
   readonly random: () => number
   readonly log: Log
   readonly slices: Slices
+  readonly turns: Turns
   readonly outage: Outage
   readonly executor: Executor
 }
@@ -189,8 +191,9 @@ export class Drain {
 
   /** Starts what was claimed, claims when it is time, and waits until something changes. */
   async #next(): Promise<void> {
-    if (this.#waiting.length > 0) return this.#startWaiting()
-    if (this.#arrived.length > 0) return this.#startArrived()
+    if (this.#waiting.length > 0) this.#releaseExcess()
+    if (this.#waiting.length > 0) return this.#deps.turns.start(() => this.#startWaiting())
+    if (this.#arrived.length > 0) return this.#deps.turns.start(() => this.#startArrived())
     if (!this.#isStopping && !this.#isClaiming && this.#room() > 0) {
       const now = this.#deps.clock.now()
       const claimAt = this.#claimer.claimAt(now)
@@ -310,12 +313,15 @@ export class Drain {
     this.#waiting.push(one)
   }
 
-  /** Starts what waits for a slice of time. What would wait for too long is given back for others to run. */
-  async #startWaiting(): Promise<void> {
+  /** Gives back what would wait too long, for others to run. */
+  #releaseExcess(): void {
     const excess = this.#waiting.splice(this.#mayWait())
     this.#taken -= excess.length
     if (excess.length > 0) this.#release(excess)
-    await this.#deps.slices.turn()
+  }
+
+  /** Starts what waits for a slice of time. */
+  #startWaiting(): void {
     for (const task of this.#arrived.splice(0)) this.#wait(task)
     const gone = this.#waiting.filter(({ aborted }) => aborted !== null)
     const some = gone.length > 0 ? this.#waiting.filter(({ aborted }) => aborted === null) : this.#waiting

@@ -33,7 +33,7 @@ import type { Implementation } from './implement.ts'
 import { limitSize, limitText } from './limits.ts'
 import { ParkedRuns } from './parked.ts'
 import { Run } from './run.ts'
-import { createTurns, type Turns } from './turns.ts'
+import type { Turns } from './turns.ts'
 
 export interface ExecutorDeps {
   readonly broker: Broker
@@ -41,6 +41,7 @@ export interface ExecutorDeps {
   readonly keyring: Keyring | null
   readonly clock: Clock
   readonly slices: Slices
+  readonly turns: Turns
   readonly random: () => number
   /** How often a run whose steps go on looks for the ends of children, in ms. */
   readonly lookMs: number
@@ -84,7 +85,7 @@ export interface Executor {
 export function createExecutor(deps: ExecutorDeps): Executor {
   const kept = new ParkedRuns()
   const emit = (id: string, chunk: string) => void deps.broker.emit([{ id, chunk }]).catch(() => undefined)
-  const shared: Shared = { ...deps, kept, turns: createTurns(), emit }
+  const shared: Shared = { ...deps, kept, emit }
   return {
     execute: (claimed, store) => new ClaimedRun(shared, claimed, store),
     parked(id, accepted) {
@@ -96,7 +97,6 @@ export function createExecutor(deps: ExecutorDeps): Executor {
 
 interface Shared extends ExecutorDeps {
   readonly kept: ParkedRuns
-  readonly turns: Turns
   readonly emit: (id: string, chunk: string) => void
 }
 
@@ -157,7 +157,7 @@ class ClaimedRun implements Execution {
     try {
       const payload = await unsealed(contract, envelope, this.#deps.keyring)
       this.#mask = createMask(secretsIn(contract, payload))
-      return await this.#begin(envelope, this.#read(contract, payload))
+      return await this.#deps.turns.start(() => this.#begin(envelope, this.#read(contract, payload)))
     } catch (error) {
       return this.#failed(error)
     }

@@ -746,6 +746,25 @@ describe.each(stores)('replay on $name', (store) => {
     }
   })
 
+  test('an outside wait that is over before the turn in which its handler began is not taken for a part of that', async () => {
+    const handler = implement(parent, async (_, ctx) => {
+      const audit = async () => {
+        for (let i = 0; i < 3; i++) await ctx.step('save', () => `audit ${i}`)
+      }
+      const pay = async () => {
+        await new Promise((resolve) => setTimeout(resolve, 1))
+        return ctx.step('save', () => 'payment')
+      }
+      const both = Promise.all([audit(), pay()])
+      const until = performance.now() + 5
+      while (performance.now() < until);
+      return both
+    })
+    const id = await scene.create(parent)
+    await scene.worker([handler]).drain()
+    expect(await scene.recordOf(id)).toMatchObject({ error: { type: 'outside_wait' } })
+  })
+
   test('an effect runs in the AsyncLocalStorage of its handler', async () => {
     const { create, recordOf, worker } = scene
     const storage = new AsyncLocalStorage<string>()

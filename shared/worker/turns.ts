@@ -10,6 +10,11 @@ export interface Turns {
   /** The present one. */
   present(): Turn
   /**
+   * Calls `begin` in the next turn, which is over when all is done that it caused by itself: neither timers nor sockets come between. Handlers are started in it.
+   * Resolves with what it gives.
+   */
+  start<T>(begin: () => T): Promise<Awaited<T>>
+  /**
    * Calls `begin` in the next turn, and `end` when all is done that it caused by itself. Both are queued together: between them there are the microtasks of the
    * first, and neither timers nor sockets.
    */
@@ -20,6 +25,22 @@ export function createTurns(): Turns {
   let turn: Turn = { isOver: true }
   let waiting: { begin: () => void; end: () => void }[] | null = null
   return {
+    start(begin) {
+      const present: Turn = { isOver: false }
+      return new Promise((resolve, reject) => {
+        onNextTurn(() => {
+          turn = present
+          try {
+            resolve(begin() as Awaited<ReturnType<typeof begin>>)
+          } catch (error) {
+            reject(error)
+          }
+        })
+        onNextTurn(() => {
+          present.isOver = true
+        })
+      })
+    },
     present() {
       if (!turn.isOver) return turn
       const present: Turn = { isOver: false }

@@ -9,6 +9,7 @@ import { keepSwept } from './housekeeping.ts'
 import type { Implementation } from './implement.ts'
 import { createKeyAlarm, runnable, tellLeftAlone } from './keys.ts'
 import { Outage } from './outage.ts'
+import { createTurns } from './turns.ts'
 
 export interface WorkerOptions {
   readonly broker: Broker
@@ -61,6 +62,7 @@ export function createWorker(options: WorkerOptions): Worker {
   const kinds = implementations.map(({ contract }) => contract.kind)
   const concurrency = options.concurrency ?? Math.max(...implementations.map(({ contract }) => contract.concurrency))
   const slices = createSlices()
+  const turns = createTurns()
   const outage = new Outage({ clock, log, random })
   const executor = createExecutor({
     broker,
@@ -68,11 +70,26 @@ export function createWorker(options: WorkerOptions): Worker {
     keyring,
     clock,
     slices,
+    turns,
     random,
     lookMs: pollMs,
     onKeyMissing: createKeyAlarm(log, clock),
   })
-  const deps = { broker, kinds, concurrency, leaseMs, pollMs, graceMs, clock, random, log, slices, outage, executor }
+  const deps = {
+    broker,
+    kinds,
+    concurrency,
+    leaseMs,
+    pollMs,
+    graceMs,
+    clock,
+    random,
+    log,
+    slices,
+    turns,
+    outage,
+    executor,
+  }
 
   return {
     async drain(limits = {}, signal = new AbortController().signal) {
