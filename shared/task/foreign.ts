@@ -11,6 +11,9 @@ import {
   MAX_TIMEOUT_MS,
 } from './limits.ts'
 
+/** Bytes that a worker may have added to an envelope: the errors of its attempts, ten of 600 characters each, which JSON may write with six bytes. */
+const MAX_ATTEMPTS_BYTES = 65_536
+
 /** Bytes of a final record: a result and a payload, and the escapes that a text of control characters needs in JSON. */
 const MAX_RECORD_BYTES = 8 * MAX_TEXT_BYTES
 
@@ -55,11 +58,14 @@ export function judgeForeign(
 ): { value: Record<string, unknown>; issues: null } | { value: null; issues: Issue[] } {
   const wrong = (message: string) => ({ value: null, issues: [{ path: what, message }] })
   const maxBytes = what === 'envelope' ? MAX_TEXT_BYTES : MAX_RECORD_BYTES
-  if (isLargerThan(maxBytes, text)) return wrong(`Larger than ${maxBytes} bytes`)
+  const larger = () => wrong(`Larger than ${maxBytes} bytes`)
+  if (isLargerThan(maxBytes + MAX_ATTEMPTS_BYTES, text)) return larger()
   // One level more than a payload may have, which stands in it.
   if (isDeeperThan(MAX_DEPTH + 1, text)) return wrong(`Nested deeper than ${MAX_DEPTH} levels`)
   const value = parseObject(text)
   if (value === null) return wrong('Not a JSON object (in which NaN and Infinity have no form)')
+  const added = value['attempts'] === undefined ? 0 : MAX_ATTEMPTS_BYTES
+  if (isLargerThan(maxBytes + added, text)) return larger()
   const checks = what === 'envelope' ? OPTIONS : ENDING
   const issues: Issue[] = []
   for (const path of Object.keys(checks)) {

@@ -157,6 +157,23 @@ for (const store of stores) {
       expect((await view(id)).attempts).toMatchObject([{ message: 'no luck 1' }, { message: 'no luck 2' }])
     })
 
+    test('of a foreign task whose envelope is as large as it may be does not make that too large', async () => {
+      scene = workerScene(store)
+      const id = 'foreign-large'
+      const [before, after] = [`{"task_id":"${id}","payload":"`, '"}']
+      const envelope = before + 'x'.repeat(1_048_576 - before.length - after.length) + after
+      await scene.broker.enqueue([{ id, kind: 'flaky', priority: 'normal', envelope }])
+      const fails = implement(flaky, (_, ctx) => {
+        if (ctx.attempt < 3) throw new Error('\u0001'.repeat(10_000))
+        return null
+      })
+      for (let attempt = 1; attempt <= 3; attempt++) {
+        await scene.worker([fails]).drain()
+        scene.clock.advance(NEVER_LONGER_MS)
+      }
+      expect(await view(id)).toMatchObject({ status: 'succeeded', attempt: 3 })
+    })
+
     test('stays shown when a foreign worker ends the task', async () => {
       scene = workerScene(store)
       const { broker, clock } = scene
