@@ -21,11 +21,11 @@ export interface WorkerOptions {
   readonly concurrency?: number | undefined
   /** Milliseconds after which a task of a worker that died is taken by another. Leases are extended at a third of it. Default 30,000. */
   readonly leaseMs?: number | undefined
-  /** An idle worker looks for missed wake-ups, expired leases and due delays so often, in ms. Default 1,000. */
+  /** How often, in ms, an idle worker polls for missed wake-ups, expired leases and due delays. Default 1,000. */
   readonly pollMs?: number | undefined
-  /** Looks for expired results and foreign ones so often, in ms. Default 1,000. */
+  /** How often, in ms, it looks for expired results and foreign ones. Default 1,000. */
   readonly sweepMs?: number | undefined
-  /** A stopping worker lets running tasks go on for so long, in ms, then gives them back. Default 10,000. */
+  /** How long, in ms, running tasks may finish after a stop; then they are given back. Default 10,000. */
   readonly graceMs?: number | undefined
   readonly clock?: Clock
   readonly random?: () => number

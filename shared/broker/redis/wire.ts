@@ -286,7 +286,7 @@ export function addStats(a: KindStats, b: KindStats): KindStats {
   return { ...sum, lastMinute: { succeeded: lastMinute('succeeded'), failed: lastMinute('failed') } }
 }
 
-/** Reads a wake-up: kinds, and when their tasks are due; 0 is now. Any program may publish: what is none says nothing. */
+/** Reads a wake-up: kinds, and when their tasks are due; 0 is now. Any program may publish: malformed messages are ignored. */
 export function wakesOf(message: string): [kind: string, at: number][] {
   return Object.entries(parsed(message)).filter((entry): entry is [string, number] => typeof entry[1] === 'number')
 }
