@@ -218,7 +218,7 @@ async function inflict(
     const { type, target, forMs, amount } = fault
     const onCluster = cluster && ofCluster(cluster, fault)
     if (onCluster) {
-      redisFaults = redisFaults.then(onCluster)
+      redisFaults = redisFaults.then(() => withinLimit(onCluster(), `${type} of partition ${target}`))
       return redisFaults
     }
     if (type.startsWith('redis ')) {
@@ -281,6 +281,17 @@ async function inflict(
     redisDead = false
     for (const { proxy } of members) proxy?.refuse(false)
   }
+}
+
+/** How long a fault of a Cluster may take to be over, in ms: it waits until the Cluster is whole before and after. */
+const FAULT_LIMIT_MS = 120_000
+
+async function withinLimit(fault: Promise<void>, what: string): Promise<void> {
+  let timer: Timer | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`The ${what} was not over after ${FAULT_LIMIT_MS} ms.`)), FAULT_LIMIT_MS)
+  })
+  await Promise.race([fault, late]).finally(() => clearTimeout(timer))
 }
 
 /** Waits until nothing is live and nothing is queued. Gives up when for long nothing has changed. */

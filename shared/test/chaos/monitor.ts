@@ -50,7 +50,11 @@ export async function startMonitor(port: number, of: (prefix: string) => Sightin
     for (const line of lines) {
       if (line === '+OK' && ++accepted === 2) started.resolve()
       else reader.read(line)
-      for (const [word, resolve] of awaited) if (line.includes(word)) resolve()
+      for (const [word, resolve] of awaited) {
+        if (!line.includes(word)) continue
+        resolve()
+        awaited.delete(word)
+      }
     }
   })
   await started.promise
