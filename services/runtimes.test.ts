@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { LLMock } from '@copilotkit/aimock'
 import { Miniflare } from 'miniflare'
 import { createSqliteBroker } from '#shared/broker/sqlite/sqlite.ts'
+import { nextTurn } from '#shared/runtime/clock.ts'
 import { newKey } from '#shared/runtime/seal.ts'
 import { encodeEnvelope } from '#shared/task/task.ts'
 import { endProcesses, freePort, startProcess, type TestProcess } from '#shared/test/process.ts'
@@ -18,6 +19,7 @@ const GOAL_BYTES = 200_000
 const DRAIN_TOKEN = 'drain-token'
 const BLOCKING_WORKER = Bun.fileURLToPath(new URL('../shared/test/blocking-worker.ts', import.meta.url))
 const BROKEN_WORKER = Bun.fileURLToPath(new URL('../shared/test/broken-worker.ts', import.meta.url))
+const STRAY_WORKER = Bun.fileURLToPath(new URL('../shared/test/stray-worker.ts', import.meta.url))
 
 interface Task {
   task_id: string
@@ -357,9 +359,42 @@ for (const { name, command, missing } of runtimes.filter(({ name }) => name !== 
   })
 }
 
-async function enqueue(path: string, kind: string, payload: unknown): Promise<void> {
+for (const { name, command, missing } of runtimes) {
+  describe.skipIf(command === null)(`errors left to nobody, on ${name}${command ? '' : missing}`, () => {
+    test('end no process, hold up no task, change no exit code, and show no message', async () => {
+      const path = join(dir, `stray-${name}.db`)
+      const ids = [await enqueue(path, 'stray', { word: 'sk-stray' }), await enqueue(path, 'beside', {})]
+      await enqueue(path, 'listens', { word: 'sk-stray' })
+      const env = { TASKER_DB: path, LOG_LEVEL: 'info', WORKER_GRACE_MS: '0' }
+      const worker = startProcess([...(command ?? []), STRAY_WORKER], env)
+      await worker.prints('Listens.')
+      const broker = createSqliteBroker({ path })
+      const records = async () => (await broker.get(ids)).map((task) => JSON.parse(task?.record ?? 'null'))
+      let isOver = false
+      void worker.ended.then(() => {
+        isOver = true
+      })
+      while (!isOver && (await records()).includes(null)) await nextTurn()
+      const succeeded = { status_code: 200, attempt: 1 }
+      expect(await records()).toMatchObject([succeeded, succeeded])
+      await broker.close()
+      worker.kill('SIGTERM')
+      expect(await worker.ended).toBe(0)
+
+      expect(worker.output()).not.toContain('sk-stray')
+      const lines = worker.output().trim().split('\n')
+      const errors = lines.map((line) => JSON.parse(line)).filter(({ level }) => level === 'ERROR')
+      const at = expect.arrayContaining([expect.stringMatching(/stray-worker\.ts:\d+:\d+$/)])
+      expect(errors[0]).toMatchObject({ message: expect.stringContaining('ctx.step'), type: 'TypeError', at })
+      expect(errors.length).toBeGreaterThan(1)
+    }, 30_000)
+  })
+}
+
+async function enqueue(path: string, kind: string, payload: unknown): Promise<string> {
   const broker = createSqliteBroker({ path })
   const id = crypto.randomUUID()
   await broker.enqueue([{ id, kind, priority: 'normal', envelope: encodeEnvelope({ task_id: id, kind, payload }) }])
   await broker.close()
+  return id
 }

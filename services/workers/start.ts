@@ -6,6 +6,7 @@ import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { endWithin, runMain } from '#shared/runtime/process.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
+import { surviveStrays } from '#shared/runtime/strays.ts'
 import { watchEventLoop } from '#shared/runtime/watchdog.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
 import { runnable } from '#shared/worker/keys.ts'
@@ -38,6 +39,7 @@ export async function startWorker(
   })
   const kinds = runnable(implementations, keyring).map(({ contract }) => contract.kind)
   const watchdog = watchEventLoop(config.leaseMs)
+  surviveStrays(log)
   log.info('Working.', { kinds })
   try {
     await worker.loop(signal)
