@@ -116,8 +116,7 @@ export function createApp(deps: CreatorDeps): Hono<BaseEnv> {
   async function enqueue(tasks: readonly NewTask[]) {
     const chars = tasks.reduce((sum, task) => sum + weigh(task), 0)
     if (waitingChars + chars > MAX_WAITING_CHARS) {
-      const detail =
-        'The store cannot keep up. Nothing was accepted: send the request again later.'
+      const detail = 'The store cannot keep up. Nothing was accepted: send the request again later.'
       throw new Problem('store_busy', detail, { headers: { 'Retry-After': '1' } })
     }
     waitingChars += chars
