@@ -74,8 +74,9 @@ local forget, flushForget, forgetOf = batch('HDEL')
 local index, flushIndex = batch('ZADD')
 local unindex, flushUnindex = batch('ZREM')
 local fields = holdFields(ids)
+for i, id in ipairs(changed) do fields[#ids + i] = id end
 local held, values = fetch(LIVE, fields), {}
-for i, value in ipairs(fetch(LIVE, changed)) do values[changed[i]] = value end
+for i, id in ipairs(changed) do values[id] = held[#ids + i] end
 local refused, lengths, calling, released, ended, roots, texts, sets, dropped = {}, {}, {}, {}, {}, {}, {}, {}, {}
 local PLACES = { delayed = DELAYED, waiting = WAITING }
 local gone, written = forgetOf(LIVE), {}
