@@ -5,6 +5,7 @@ import { openKeyring } from '#shared/runtime/keyfile.ts'
 import { createLogger } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
 import type { Server } from '#shared/runtime/serve.ts'
+import { warnOfUnknownSettings } from '#shared/runtime/unknown-settings.ts'
 import { startCreator } from './creator/main.ts'
 import { noteKinds } from './kinds.ts'
 import { startManager } from './manager/main.ts'
@@ -15,6 +16,7 @@ await runMain('tasker', async (signal) => {
   // On a terminal, people read; warnings are enough beside the greeting.
   const config = loadConfig({ ...process.env, LOG_LEVEL: process.env['LOG_LEVEL'] || 'warn' })
   const log = createLogger(config.logLevel)
+  warnOfUnknownSettings(process.env, log)
   const implementations = chosen(config, createImplementations(config))
   const keyring = await openKeyring(config.secret)
   const broker = await openBroker(config.store, { partitions: config.partitions, log })

@@ -3,6 +3,7 @@ import { afterEach, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { Redis } from 'ioredis'
 import { createApp as createCreator } from '#services/creator/app.ts'
 import { contracts } from '#services/workers/contracts.ts'
 import { createRedisBroker } from '#shared/broker/redis/redis.ts'
@@ -119,4 +120,37 @@ test('a Redis that is silent for longer than a call may take: 503 with Retry-Aft
   expect((sums?.queued ?? 0) + (sums?.succeeded ?? 0)).toBeLessThanOrEqual(3)
   expect([0, 3]).toContain(sequences?.queued ?? -1)
   expect((await held.post('/sum', { num1: 3, num2: 4 }, 'key')).status).toBe(201)
+}, 30_000)
+
+test('a Redis that is full, read-only or has a key of another type is seen by /readyz, and what refuses is not said to be silent', async () => {
+  const server = await startRedis()
+  cleanups.push(() => server.stop())
+  const broker = createRedisBroker(createTcpClient({ url: server.url }), { resendAfterMs: [] })
+  cleanups.push(() => broker.close())
+  const redis = new Redis(server.url)
+  cleanups.push(() => redis.disconnect())
+  const app = createCreator({ ...{ broker, contracts, keyring: null, auth: null }, managerUrl: '', log: silentLog })
+  const ready = async () => (await app.request('/readyz')).status
+  const headers = { 'Content-Type': 'application/json' }
+  const post = () => app.request('/sum', { method: 'POST', headers, body: '{"num1":1,"num2":2}' })
+  const both = async () => [await ready(), (await post()).status]
+  expect(await both()).toEqual([200, 201])
+
+  await redis.config('SET', 'maxmemory', '1')
+  expect(await both()).toEqual([503, 503])
+  const said = await (await post()).text()
+  expect(said).toContain('The store refuses: it is full, read-only or not set up for Tasker')
+  expect(said).not.toMatch(/does not answer|OOM/)
+  await redis.config('SET', 'maxmemory', '0')
+  expect(await both()).toEqual([200, 201])
+
+  await redis.rename('tasks:live', 'kept')
+  await redis.set('tasks:live', '')
+  expect(await both()).toEqual([503, 503])
+  await redis.rename('kept', 'tasks:live')
+  expect(await both()).toEqual([200, 201])
+
+  await redis.replicaof('127.0.0.1', '1')
+  expect(await both()).toEqual([503, 503])
+  await redis.replicaof('NO', 'ONE')
 }, 30_000)

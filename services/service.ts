@@ -7,6 +7,7 @@ import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { aborted, runMain } from '#shared/runtime/process.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
 import type { Server } from '#shared/runtime/serve.ts'
+import { warnOfUnknownSettings } from '#shared/runtime/unknown-settings.ts'
 import { noteKinds } from './kinds.ts'
 
 /** What a service that is started needs beside its configuration; several services of one process may share it. */
@@ -24,6 +25,7 @@ export function runService(name: string, start: (config: Config, deps: ServiceDe
   return runMain(name, async (signal) => {
     const config = loadConfig(process.env)
     const log = createLogger(config.logLevel)
+    warnOfUnknownSettings(process.env, log)
     const broker = await openBroker(config.store, { partitions: config.partitions, log })
     try {
       const server = await start(config, { broker, log, signal })

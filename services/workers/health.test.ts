@@ -22,11 +22,12 @@ function setup() {
   const clock = manualClock()
   const lines: string[] = []
   let isAway = false
+  let isFull = false
   /** Resolves when the loop has come to rest. */
   let asleep = Promise.withResolvers<void>()
   const broker: Broker = {
     ...store,
-    ping: () => (isAway ? Promise.reject(new StoreUnavailable('away')) : store.ping()),
+    ping: () => (isAway || isFull ? Promise.reject(new StoreUnavailable('away', { refused: isFull })) : store.ping()),
   }
   const stop = new AbortController()
   const keep = (path: string) =>
@@ -45,6 +46,9 @@ function setup() {
     rest: () => asleep.promise,
     away(is: boolean) {
       isAway = is
+    },
+    full() {
+      isFull = true
     },
     async beat() {
       asleep = Promise.withResolvers()
@@ -82,6 +86,16 @@ test('a file that cannot be written is told once, and ends nothing', async () =>
   await beat()
   expect(lines).toHaveLength(1)
   expect(lines[0]).toContain('WORKER_HEALTH_FILE')
+  stop.abort()
+  await kept
+})
+
+test('a store that refuses changes makes no worker sick: one that is started anew would mend nothing', async () => {
+  const { file, stop, keep, rest, full, time } = setup()
+  full()
+  const kept = keep(file)
+  await rest()
+  expect(readFileSync(file, 'utf8')).toBe(time())
   stop.abort()
   await kept
 })

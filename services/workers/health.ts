@@ -18,7 +18,10 @@ export async function keepHealthFile(
   let isTold = false
   while (!signal.aborted) {
     try {
-      await broker.ping()
+      // One that refuses (it is full) does answer: a worker that is started anew mends nothing there, and this one may free some.
+      await broker.ping().catch((error: unknown) => {
+        if (!(error instanceof StoreUnavailable && error.refused)) throw error
+      })
       await writeFile(path, new Date(clock.now()).toISOString())
       isTold = false
     } catch (error) {

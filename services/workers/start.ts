@@ -7,6 +7,7 @@ import { createLogger, type Log } from '#shared/runtime/log.ts'
 import { endWithin, runMain } from '#shared/runtime/process.ts'
 import type { Keyring } from '#shared/runtime/seal.ts'
 import { surviveStrays } from '#shared/runtime/strays.ts'
+import { warnOfUnknownSettings } from '#shared/runtime/unknown-settings.ts'
 import { watchEventLoop } from '#shared/runtime/watchdog.ts'
 import type { Implementation } from '#shared/worker/implement.ts'
 import { runnable } from '#shared/worker/keys.ts'
@@ -58,6 +59,7 @@ export function runWorker(implementationsOf: (config: Config) => readonly Implem
   return runMain('worker', async (signal) => {
     const config = loadConfig(process.env)
     const log = createLogger(config.logLevel)
+    warnOfUnknownSettings(process.env, log)
     const implementations = implementationsOf(config)
     const broker = await openBroker(config.store, { partitions: config.partitions, log })
     try {

@@ -24,7 +24,10 @@ export async function openBroker(
     return createSqliteBroker({ path: store.path, now })
   }
   const { createRedisBroker } = await import('./redis/redis.ts')
-  const client = await openClient(store)
+  const { agreeing } = await import('./redis/agreement.ts')
+  const bare = await openClient(store)
+  // Over REST every command is billed: one partition, which is the default, is not asked about.
+  const client = bare.isBilled && partitions === 1 ? bare : agreeing(bare, { partitions })
   const closing = new AbortController()
   void sayCondition(client, log, closing.signal)
   const broker = createRedisBroker(client, { partitions, now })

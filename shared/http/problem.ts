@@ -1,5 +1,5 @@
 import { HTTPException } from 'hono/http-exception'
-import { InvalidInput, type Issue, TaskerError } from '#shared/task/errors.ts'
+import { InvalidInput, type Issue, StoreUnavailable, TaskerError } from '#shared/task/errors.ts'
 
 /** Every kind of problem that an answer may name: its status and what it is called. */
 const PROBLEMS = {
@@ -26,7 +26,7 @@ const PROBLEMS = {
   store_busy: [503, 'Too much waits for the store'],
   too_many_bodies: [503, 'Too many bodies are under way'],
   stopping: [503, 'The service stops'],
-  store_unavailable: [503, 'The store does not answer'],
+  store_unavailable: [503, 'The store is unavailable'],
 } as const satisfies Record<string, readonly [status: number, title: string]>
 
 export type ProblemCode = keyof typeof PROBLEMS
@@ -102,8 +102,11 @@ function toProblem(error: unknown): Problem {
     if (error.code === 'task_not_found' || error.code === 'state_conflict')
       return new Problem(error.code, error.message)
     if (error.code === 'store_unavailable') {
-      const detail =
-        'The store does not answer. Send the request again: a creation with an Idempotency-Key is one task, even if the store has taken it already.'
+      const isRefused = error instanceof StoreUnavailable && error.refused
+      const what = isRefused
+        ? "The store refuses: it is full, read-only or not set up for Tasker; the service's log has more under the id in X-Request-Id."
+        : 'The store does not answer, or takes no changes now.'
+      const detail = `${what} Send the request again: a creation with an Idempotency-Key is one task, even if the store has taken it already.`
       return new Problem('store_unavailable', detail, { headers: { 'Retry-After': '1' } })
     }
   }

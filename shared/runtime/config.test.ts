@@ -245,3 +245,36 @@ test('the nodes of a Cluster need partitions', () => {
   expect(() => loadConfig({ REDIS_URL })).toThrow('TASKER_PARTITIONS')
   expect(loadConfig({ REDIS_URL, TASKER_PARTITIONS: '8' }).partitions).toBe(8)
 })
+
+test.each(['redis://host/abc', 'redis://host:6379/3x', 'redis://host/1/2', 'redis://one,redis://two/abc'])(
+  '%s is refused: a database has a number',
+  (REDIS_URL) => {
+    const problems = problemsOf({ REDIS_URL, TASKER_PARTITIONS: '2' })
+    expect(problems).toMatch(/^REDIS_URL must end with the number of a database/)
+    expect(problems).not.toContain('abc')
+  },
+)
+
+test.each([
+  'redis://:hush#hush@host:6379',
+  'redis://user:1#hush@host',
+  'redis://user:1/hush@host',
+  'rediss://user:hush?hush@host/1',
+  'redis+sentinel://user:hush@hush@one:26379,two:26379/name',
+])('%s is refused: its password must be percent-encoded', (REDIS_URL) => {
+  const problems = problemsOf({ REDIS_URL })
+  expect(problems).toContain('REDIS_URL has a #, /, ? or @ where a URL does not allow one: percent-encode the password')
+  expect(problems).not.toContain('hush')
+})
+
+test.each([
+  'redis://host',
+  'redis://host/',
+  'redis://:a@b@host:6379/3?family=6',
+  'rediss://user:a%23%2F%3F%40b@host/15',
+  'redis+sentinel://user:a#/?b@one:26379,two:26379/name',
+  'redis://:a@one:1, redis://:a@two:2',
+  'redis://one:1, two:2',
+])('%s is a Redis', (url) => {
+  expect(loadConfig({ REDIS_URL: url, TASKER_PARTITIONS: '2' }).store).toMatchObject({ type: 'redis', url })
+})

@@ -118,6 +118,7 @@ const environment = z.object({
       /^(rediss?|redis\+sentinel):\/\/./,
       'must be a URL that begins with redis://, rediss:// or redis+sentinel://',
     )
+    .superRefine(eachIsNode)
     .optional(),
   UPSTASH_REDIS_REST_URL: httpUrl.optional(),
   UPSTASH_REDIS_REST_TOKEN: z.string().optional(),
@@ -149,14 +150,16 @@ const environment = z.object({
   LOG_LEVEL: z.enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(', ')}`).default('info'),
 })
 
+/** The names of all settings. */
+export const SETTINGS: readonly string[] = Object.keys(environment.shape)
+
 /**
  * Reads the settings from an environment. An empty value counts as unset. Pure: it opens and makes nothing.
  *
  * @throws ConfigError naming everything that is wrong, at once.
  */
 export function loadConfig(env: Record<string, string | undefined>): Config {
-  const names = Object.keys(environment.shape)
-  const given = Object.fromEntries(names.map((name) => [name, env[name]?.trim() || undefined]))
+  const given = Object.fromEntries(SETTINGS.map((name) => [name, env[name]?.trim() || undefined]))
   const parsed = environment.safeParse(given)
   const problems = parsed.error?.issues.map((issue) => `${String(issue.path[0])} ${issue.message}`) ?? []
   if (!given['REDIS_URL'] && !given['UPSTASH_REDIS_REST_URL'] !== !given['UPSTASH_REDIS_REST_TOKEN']) {
@@ -231,6 +234,23 @@ function eachIsKey(keys: readonly string[], context: z.RefinementCtx): void {
     if (decodeKey(key) !== null) return
     context.addIssue(`entry ${index + 1} is not 32 bytes in base64: make one with openssl rand -base64 32`)
   })
+}
+
+/**
+ * What a URL would take for something else, and connect elsewhere or to another database. Sentinels are read by hand,
+ * and only a second @ misleads there.
+ */
+function eachIsNode(url: string, context: z.RefinementCtx): void {
+  const isWatched = url.startsWith('redis+sentinel://')
+  const nodes = (isWatched ? [url] : url.split(',')).map((node) => node.trim().replace(/^[^@]*?:\/\//, ''))
+  const isCut = isWatched ? /@.*@/ : /#|[/?].*@/
+  if (nodes.some((node) => isCut.test(node))) {
+    context.addIssue(
+      'has a #, /, ? or @ where a URL does not allow one: percent-encode the password (%23, %2F, %3F, %40)',
+    )
+  } else if (!isWatched && nodes.some((node) => !/^[^/?]*(\/\d*)?(\?.*)?$/.test(node))) {
+    context.addIssue('must end with the number of a database behind the slash, or without one: redis://HOST:PORT/0')
+  }
 }
 
 function readWorkerUrls(entries: readonly string[], context: z.RefinementCtx): Record<string, string> {

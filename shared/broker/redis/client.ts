@@ -4,6 +4,8 @@ import type { Script } from './scripts.ts'
 
 /** All that the Redis broker needs of a connection, over TCP or REST. */
 export interface RedisClient {
+  /** Whether its provider bills for each command. */
+  readonly isBilled: boolean
   /**
    * Runs a script once; never sends it twice by itself.
    *

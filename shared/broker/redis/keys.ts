@@ -39,6 +39,16 @@ export function kindsKey(prefix: string): string {
   return `${prefix}tasks:kinds`
 }
 
+/** The number of partitions, in none of them: it must be found by who has another number in mind. */
+export function partitionsKey(namespace: string): string {
+  return `${namespace}tasks:partitions`
+}
+
+/** What is written, for a second, to see whether the store takes changes. */
+export function pingKey(prefix: string): string {
+  return `${prefix}tasks:ping`
+}
+
 /**
  * With several partitions, the last key of every call: nothing is ever there. While its slot moves between nodes of a
  * Cluster, a call that misses a key is refused before it begins; one that finds them all begins, and would be broken

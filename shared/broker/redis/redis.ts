@@ -14,7 +14,7 @@ import type {
 } from '../broker.ts'
 import { requireTimes } from '../times.ts'
 import { AnswerLost, type RedisClient } from './client.ts'
-import { absentKey, EVENT_CHANNEL, kindKeys, kindsKey, partitionKeys, WAKE_CHANNEL } from './keys.ts'
+import { absentKey, EVENT_CHANNEL, kindKeys, kindsKey, partitionKeys, pingKey, WAKE_CHANNEL } from './keys.ts'
 import { type Script, scripts } from './scripts.ts'
 import {
   type Arg,
@@ -450,7 +450,12 @@ export function createRedisBroker(
     },
 
     async ping() {
-      await run(scripts.get, 0, [], () => [0, 0])
+      // A write that is billed would be made again and again by whoever looks whether a service is well.
+      if (client.isBilled) return void (await run(scripts.get, 0, [], () => [0, 0]))
+      const prefix = prefixOf(0)
+      const keys = [...partitionKeys(prefix), pingKey(prefix)]
+      if (partitions > 1) keys.push(absentKey(prefix))
+      await send(scripts.ping, keys, () => [])
     },
 
     async close() {

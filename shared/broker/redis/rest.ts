@@ -60,6 +60,8 @@ export function createRestClient(options: RestClientOptions): RedisClient {
   }
 
   return {
+    isBilled: true,
+
     async eval(script, keys, args) {
       if (closing.signal.aborted) throw new StoreUnavailable('The connection to the store is closed.')
       // Before anything is waited for: who counts its requests must know of those that are on their way.

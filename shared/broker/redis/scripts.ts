@@ -5,6 +5,8 @@ import extend from './lua/extend.lua' with { type: 'text' }
 import get from './lua/get.lua' with { type: 'text' }
 import kinds from './lua/kinds.lua' with { type: 'text' }
 import list from './lua/list.lua' with { type: 'text' }
+import open from './lua/open.lua' with { type: 'text' }
+import ping from './lua/ping.lua' with { type: 'text' }
 import remove from './lua/remove.lua' with { type: 'text' }
 import reserve from './lua/reserve.lua' with { type: 'text' }
 import retry from './lua/retry.lua' with { type: 'text' }
@@ -38,6 +40,8 @@ export const scripts = {
   stats: script('stats', common, stats),
   sweep: script('sweep', common, sweep),
   kinds: script('kinds', kinds),
+  open: script('open', open),
+  ping: script('ping', ping),
 }
 
 function script(name: string, ...parts: string[]): Script {

@@ -67,6 +67,8 @@ export function createTcpClient(options: {
   }
 
   return {
+    isBilled: false,
+
     async eval(script, keys, args) {
       if (closed) throw new StoreUnavailable('The connection to the store is closed.')
       try {

@@ -29,7 +29,7 @@ async function start(args: readonly string[] = []) {
 /**
  * Opens a store as a process does when it starts; gives the lines that it logs, and waits until one of them has a text.
  */
-async function open(url: string, { waitReplicas = 0, token = 'none' } = {}) {
+async function open(url: string, { waitReplicas = 0, token = 'none', partitions = url.includes(',') ? 4 : 1 } = {}) {
   const lines: string[] = []
   const waiting = new Set<() => void>()
   const log = createLogger('info', (line) => {
@@ -39,7 +39,7 @@ async function open(url: string, { waitReplicas = 0, token = 'none' } = {}) {
   const store = url.startsWith('http')
     ? ({ type: 'upstash', url, token } as const)
     : ({ type: 'redis', url, waitReplicas } as const)
-  const broker: Broker = await openBroker(store, { partitions: url.includes(',') ? 4 : 1, log })
+  const broker: Broker = await openBroker(store, { partitions, log })
   cleanups.push(() => broker.close())
   const says = (text: string) =>
     new Promise<string>((resolve) => {
@@ -216,4 +216,57 @@ test.each([
   ['redis+sentinel://u:p@one:1,two:2/name', '"name" of the sentinels one:1, two:2'],
 ])('%s leads to %s', (url, place) => {
   expect(placeOf(url)).toBe(place)
+})
+
+test('a process with another number of partitions than the store is refused every call, and says so when it starts', async () => {
+  const { url, redis } = await start()
+  const task = (id: string) => ({ id, kind: 'sum', priority: 'normal', envelope: '{}' }) as const
+  const one = await open(url, { partitions: 4 })
+  expect(await one.broker.enqueue([task('a')])).toEqual([{ id: 'a', created: true }])
+  expect(await redis.get('tasks:partitions')).toBe('4')
+
+  const other = await open(url, { partitions: 8 })
+  const message =
+    'The store has 4 partitions, and this process has 8: set TASKER_PARTITIONS to 4, as in all other processes.'
+  expect(await other.says('The store cannot be used yet')).toContain(message)
+  const claim = { kinds: ['sum'], limit: 1, leaseMs: 1_000, takeBack: true }
+  for (const call of [
+    () => other.broker.enqueue([task('b')]),
+    () => other.broker.claim(claim),
+    () => other.broker.get(['a']),
+    () => other.broker.stats(['sum']),
+    () => other.broker.kinds(['sum']),
+    () => other.broker.ping(),
+  ]) {
+    const error = await call().catch((reason: unknown) => reason)
+    expect(error).toMatchObject({ name: 'StoreUnavailable', refused: true, message })
+  }
+  const alone = await open(url)
+  await expect(alone.broker.enqueue([task('c')])).rejects.toThrow('this process has 1: set TASKER_PARTITIONS to 4')
+  expect((await one.broker.stats(['sum']))[0]?.queued).toBe(1)
+})
+
+test('a store of before takes the number of the first process, also when it is full, and none asks twice', async () => {
+  const { url, redis } = await start()
+  await redis.lpush('sum_task_queue', '{"task_id":"a","payload":{}}')
+  await redis.config('SET', 'maxmemory', '1')
+  const one = await open(url)
+  await one.says('The store answers.')
+  expect(await redis.get('tasks:partitions')).toBe('1')
+  const calls = async () => Number(/cmdstat_get:calls=(\d+)/.exec(await redis.info('commandstats'))?.[1])
+  const before = await calls()
+  await Promise.all([one.broker.kinds([]), one.broker.get(['a']), one.broker.stats(['sum'])])
+  expect(await calls()).toBe(before)
+})
+
+test('over REST the number of partitions is asked for where there are several', async () => {
+  const { url, redis } = await start()
+  const endpoint = await startRestEndpoint(url)
+  cleanups.push(() => endpoint.stop())
+  const alone = await open(endpoint.url, { token: endpoint.token })
+  await alone.broker.kinds([])
+  expect(await redis.exists('tasks:partitions')).toBe(0)
+  const several = await open(endpoint.url, { token: endpoint.token, partitions: 2 })
+  await several.broker.kinds([])
+  expect(await redis.get('tasks:partitions')).toBe('2')
 })
