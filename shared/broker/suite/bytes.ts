@@ -6,9 +6,10 @@ import { cancellation, type Define, end, ids, LEASE_MS, release, request, type S
 /** A call stops after about so many bytes: more of them hold up others, and fill the memory. */
 const MOST = 1_000_000
 const LARGE = 150_000
-const COUNT = 20
+/** So many that one of four partitions has more than a call takes, however they fall. */
+const COUNT = 32
 
-/** As many tasks with large payloads, one after the other: a call that took them all would move three megabytes. */
+/** As many tasks with large payloads, one after the other: a call that took them all would move almost five megabytes. */
 async function addLarge({ task, broker }: Scene, fields: Partial<NewTask> = {}): Promise<NewTask[]> {
   const tasks = Array.from({ length: COUNT }, (_, i) => {
     const { id } = task()
