@@ -46,6 +46,9 @@ const SWEEP_LEASE_MS = 60_000
 /** Envelopes that a list reads at once where it meets such as have no id. */
 const PASS_OVER = 100
 
+/** Characters of envelopes after which a claim goes to no other partition: each gives about a megabyte at most. */
+const ENOUGH_CHARS = 900_000
+
 const NOTHING: Claim = { tasks: [], nextDueAt: null }
 
 /**
@@ -190,15 +193,19 @@ export function createRedisBroker(
     async claim(request) {
       if (request.limit <= 0 || request.kinds.length === 0) return NOTHING
       const claim: Claim = { tasks: [], nextDueAt: null }
+      let chars = 0
       await onEach(async (partition) => {
+        const isFull = chars >= ENOUGH_CHARS
+        if (isFull) claim.nextDueAt = now()
+        const limit = isFull ? 0 : request.limit - claim.tasks.length
         // With enough in hand, the other partitions are only visited to put back what is due.
-        if (claim.tasks.length >= request.limit && !request.takeBack) return
+        if (limit <= 0 && !request.takeBack) return
         const kinds = kindNumbers()
-        const rest = { ...request, limit: request.limit - claim.tasks.length }
-        const taken = await claiming(rest, partition, kinds, async (args, token) =>
+        const taken = await claiming({ ...request, limit }, partition, kinds, async (args, token) =>
           claimOf(await run(scripts.claim, partition, kinds.names, args), token),
         )
         merge(claim, taken)
+        for (const { envelope } of taken.tasks) chars += envelope.length
         return taken.tasks.length
       })
       return claim
