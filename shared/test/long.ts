@@ -13,6 +13,7 @@ const parts: Record<string, { command: string[]; env?: Record<string, string> }>
   },
   bytes: { command: ['test', 'services/bytes/bytes.test.ts'], env: { BYTES_RUNS: '60' } },
   'bytes-load': { command: ['services/bytes/main.ts'] },
+  cluster: { command: ['test', 'shared/broker/redis/cluster.test.ts'], env: { CLUSTER_FAULTS: '1' } },
   'chaos-cluster': {
     command: ['shared/test/chaos/main.ts', '--seconds', '600', '--tasks', '20000', '--store', 'cluster'],
   },
