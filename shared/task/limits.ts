@@ -1,4 +1,5 @@
 /** What a task may be, whoever made it: what the API refuses is refused of foreign programs, too. */
+import { bytesOf } from './json.ts'
 
 /**
  * Levels of arrays and objects that a request and a payload may have; readers of the queue in other languages have
@@ -29,7 +30,7 @@ export const MAX_RETENTION_S = 100 * 31_536_000
 
 /** Whether a text has more than so many bytes. Nearly all are too short for it to be counted. */
 export function isLargerThan(bytes: number, text: string): boolean {
-  return text.length * 3 > bytes && new TextEncoder().encode(text).length > bytes
+  return text.length * 3 > bytes && bytesOf(text) > bytes
 }
 
 /** The status that an answer ends with, in a final record as over HTTP. */

@@ -1,7 +1,7 @@
 import type { Claim, Claimed, ClaimRequest } from '#shared/broker/broker.ts'
 import type { Clock } from '#shared/runtime/clock.ts'
 import type { StoreUnavailable } from '#shared/task/errors.ts'
-import { latestAfterPause, type Outage } from './outage.ts'
+import { MAX_PAUSE_MS, type Outage } from './outage.ts'
 
 export interface ClaimerDeps {
   readonly kinds: readonly string[]
@@ -63,7 +63,7 @@ export class Claimer {
   claimAt(now: number): number {
     // When a clock was put back, what was about to be done does not wait until the old time comes again.
     this.#nextLook = Math.min(this.#nextLook, now + this.#deps.pollMs)
-    this.#pausedUntil = Math.min(this.#pausedUntil, latestAfterPause(now))
+    this.#pausedUntil = Math.min(this.#pausedUntil, now + MAX_PAUSE_MS)
     return this.#more ? this.#pausedUntil : Math.max(this.#pausedUntil, Math.min(this.#nextLook, this.#dueAt))
   }
 

@@ -8,7 +8,7 @@ import type { Execution, Executor } from './execute.ts'
 import { type Held, Waiting } from './held.ts'
 import { keepLeases, keepTimeLimits, messageOf } from './housekeeping.ts'
 import type { Outage } from './outage.ts'
-import { charsOf, createSettler, isFullCall, type Settler } from './settler.ts'
+import { charsOf, createSettler, MAX_SETTLE_CHARS, type Settler } from './settler.ts'
 import type { Turns } from './turns.ts'
 
 /** A part of a lease: a worker holds no more tasks that have not begun than it can run in that time, and leaves the others to other workers. */
@@ -352,7 +352,7 @@ export class Drain {
       else {
         ended.push({ held: execution, outcome: execution.outcome })
         chars += execution.outcome ? this.#weigh(execution.outcome) : 0
-        if (isFullCall(chars)) {
+        if (chars > MAX_SETTLE_CHARS) {
           void this.#report(ended)
           ended = []
           chars = 0

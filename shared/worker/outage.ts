@@ -3,7 +3,7 @@ import type { Log } from '#shared/runtime/log.ts'
 import { StoreUnavailable } from '#shared/task/errors.ts'
 
 /** The longest wait for a store that does not answer. */
-const MAX_PAUSE_MS = 5_000
+export const MAX_PAUSE_MS = 5_000
 
 export interface OutageDeps {
   readonly clock: Clock
@@ -63,9 +63,4 @@ export class Outage {
       }
     }
   }
-}
-
-/** No pause is longer, whatever a clock that was put back says. */
-export function latestAfterPause(now: number): number {
-  return now + MAX_PAUSE_MS
 }

@@ -5,7 +5,7 @@ import type { Outage } from './outage.ts'
 
 /** Outcomes, and characters in them, that are settled in one call. */
 const MAX_SETTLE = 1_000
-const MAX_SETTLE_CHARS = 500_000
+export const MAX_SETTLE_CHARS = 500_000
 /** So many outcomes that wait are settled by a second call beside the one that is under way. */
 const SECOND_SETTLE_AT = 100
 
@@ -79,11 +79,6 @@ export function createSettler({ outage, call, isCurrent, weigh, gather, signal }
       return outcomes.map((outcome) => known.get(outcome) === true)
     }, signal)
   }
-}
-
-/** Whether the ends of so many characters are too much for one call. */
-export function isFullCall(chars: number): boolean {
-  return chars > MAX_SETTLE_CHARS
 }
 
 /** Characters that an outcome brings to the store. */

@@ -77,13 +77,16 @@ export function createRedisBroker(
     kinds: readonly string[],
     args: (resent: boolean) => readonly Arg[],
   ): Promise<unknown> {
-    const prefix = prefixOf(partition)
-    const keys = [...partitionKeys(prefix), ...kinds.flatMap((kind) => kindKeys(prefix, kind))]
-    if (partitions > 1) keys.push(absentKey(prefix))
+    const keys = keysOf(partition, (prefix) => kinds.flatMap((kind) => kindKeys(prefix, kind)))
     return send(script, keys, (resent) => [now(), namespace, kinds.length, ...kinds, ...args(resent)])
   }
 
   const prefixOf = (partition: number) => namespace + (partitions > 1 ? `{${partition}}:` : '')
+
+  function keysOf(partition: number, more: (prefix: string) => string[]): string[] {
+    const prefix = prefixOf(partition)
+    return [...partitionKeys(prefix), ...more(prefix), ...(partitions > 1 ? [absentKey(prefix)] : [])]
+  }
 
   async function send(script: Script, keys: string[], args: (resent: boolean) => Arg[]) {
     const began = performance.now()
@@ -459,9 +462,7 @@ export function createRedisBroker(
     async ping() {
       // A write that is billed would be made again and again by whoever looks whether a service is well.
       if (client.isBilled) return void (await run(scripts.get, 0, [], () => [0, 0]))
-      const prefix = prefixOf(0)
-      const keys = [...partitionKeys(prefix), pingKey(prefix)]
-      if (partitions > 1) keys.push(absentKey(prefix))
+      const keys = keysOf(0, (prefix) => [pingKey(prefix)])
       await send(scripts.ping, keys, () => [])
     },
 

@@ -94,51 +94,48 @@ export function outcomeArgs(
   outcomes: readonly (Outcome | Ending)[],
   kinds: KindNumbers,
 ): { args: Arg[]; order: number[] } {
-  const groups = new Map<string, { parent: string | undefined; tasks: Arg[]; indexes: number[] }>()
-  const args: Arg[] = [0]
-  const order: number[] = []
+  const endings = new Map<string, { begin: Arg[]; tasks: Arg[]; indexes: number[] }>()
+  const changes: Arg[] = []
+  const changed: number[] = []
   for (const [index, outcome] of outcomes.entries()) {
-    if (!('record' in outcome)) continue
-    const head = headOf(outcome, kinds, endOf(outcome))
-    const parent = outcome.parent?.id
-    const key = parent === undefined ? head : `${head} ${parent}`
-    const group = groups.get(key) ?? { parent, tasks: [], indexes: [] }
-    if (group.tasks.length === 0) groups.set(key, group)
+    if (!('record' in outcome)) {
+      addChange(changes, outcome, kinds)
+      changed.push(index)
+      continue
+    }
+    const begin = [headOf(outcome, kinds, endOf(outcome)), ...(outcome.parent ? [outcome.parent.id] : [])]
+    const key = begin.join(' ')
+    const group = endings.get(key) ?? { begin, tasks: [], indexes: [] }
+    if (group.tasks.length === 0) endings.set(key, group)
     group.tasks.push(outcome.id, outcome.record)
     group.indexes.push(index)
   }
-  for (const [key, { parent, tasks, indexes }] of groups) {
-    if (parent === undefined) args.push(key, indexes.length)
-    else args.push(key.slice(0, -parent.length - 1), parent, indexes.length)
+  const args: Arg[] = [endings.size + changed.length]
+  const order: number[] = []
+  for (const { begin, tasks, indexes } of endings.values()) {
+    args.push(...begin, indexes.length)
     // Not by spreading, here and below: a call has more arguments than fit on a stack.
     for (const arg of tasks) args.push(arg)
     for (const index of indexes) order.push(index)
   }
-  let others = 0
-  for (const [index, outcome] of outcomes.entries()) {
-    if ('record' in outcome) continue
-    addChange(args, outcome, kinds)
-    order.push(index)
-    others++
-  }
-  args[0] = groups.size + others
-  return { args, order }
+  for (const arg of changes) args.push(arg)
+  return { args, order: [...order, ...changed] }
 }
 
-/** An outcome of a task that does not end. */
-function addChange(args: Arg[], outcome: Exclude<Outcome, { record: string }>, kinds: KindNumbers): void {
-  const parent = outcome.parent ? [outcome.parent.id] : []
+/** An outcome of a task that does not end: its parent hears nothing of it. */
+function addChange(args: Arg[], change: Exclude<Outcome, { record: string }>, kinds: KindNumbers): void {
+  const outcome = { ...change, parent: undefined }
   switch (outcome.type) {
     case 'retry':
-      args.push(headOf(outcome, kinds, String(outcome.at)), ...parent, outcome.id, outcome.envelope)
+      args.push(headOf(outcome, kinds, String(outcome.at)), outcome.id, outcome.envelope)
       break
     case 'release':
-      args.push(headOf(outcome, kinds, '-'), ...parent, outcome.id)
+      args.push(headOf(outcome, kinds, '-'), outcome.id)
       break
     case 'call': {
       const { calls, steps, order, park, wakeAt, awaits, records, children } = outcome
-      args.push(headOf(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'},${order}`), ...parent)
-      args.push(outcome.id, records.length)
+      const head = headOf(outcome, kinds, `${calls},${steps},${park ? 1 : 0},${wakeAt ?? '-'},${order}`)
+      args.push(head, outcome.id, records.length)
       for (const { id, record } of records) args.push(id, record)
       for (const arg of newTaskArgs(children, kinds)) args.push(arg)
       if (!park) break

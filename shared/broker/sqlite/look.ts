@@ -96,32 +96,40 @@ export function createLook(db: Database): Look {
     WHERE kind = ? AND priority = ? AND position IS NOT NULL ORDER BY position LIMIT 1`)
 
   /**
-   * Counts a state from one bound to the next, a step at a time: to count a million rows takes longer than the event
-   * loop may be held.
+   * Counts from one bound to the next, a step at a time: to count a million rows takes longer than the event loop may be
+   * held.
+   *
+   * @param skip The bound after the next rows; undefined when these are the last.
    */
-  function* countOf(kind: string, state: State, after: number): Generator<void, number> {
+  function* countFrom(
+    first: number,
+    skip: (from: number) => number | undefined,
+    count: (from: number, to: number | undefined) => { count: number } | null,
+  ): Generator<void, number> {
     let sum = 0
-    for (let from: number | undefined = after; from !== undefined; ) {
-      const to: number | undefined = skipOther.get(kind, state, from)?.at
+    for (let from: number | undefined = first; from !== undefined; ) {
+      const to = skip(from)
       yield
-      sum += countOther.get(kind, state, from, to ?? Number.MAX_SAFE_INTEGER)?.count ?? 0
+      sum += count(from, to)?.count ?? 0
       yield
       from = to
     }
     return sum
   }
 
-  function* countOfQueue(kind: string, priority: number): Generator<void, number> {
-    let sum = 0
-    for (let from: number | undefined = Number.MAX_SAFE_INTEGER; from !== undefined; ) {
-      const to: number | undefined = skipQueued.get(kind, priority, from)?.position
-      yield
-      sum += countQueued.get(kind, priority, from, to ?? Number.MIN_SAFE_INTEGER)?.count ?? 0
-      yield
-      from = to
-    }
-    return sum
-  }
+  const countOf = (kind: string, state: State, after: number) =>
+    countFrom(
+      after,
+      (from) => skipOther.get(kind, state, from)?.at,
+      (from, to = Number.MAX_SAFE_INTEGER) => countOther.get(kind, state, from, to),
+    )
+
+  const countOfQueue = (kind: string, priority: number) =>
+    countFrom(
+      Number.MAX_SAFE_INTEGER,
+      (from) => skipQueued.get(kind, priority, from)?.position,
+      (from, to = Number.MIN_SAFE_INTEGER) => countQueued.get(kind, priority, from, to),
+    )
 
   function* stats(kinds: readonly string[], now: number): Generator<void, KindStats[]> {
     const all: KindStats[] = []
