@@ -5,6 +5,8 @@ export const MAX_ATTEMPTS_KEPT = 10
 /** Characters of their texts. */
 const MAX_TYPE = 100
 const MAX_TEXT = 500
+/** Bytes that they add to an envelope at most: JSON may write each character of the texts with six. */
+export const MAX_ATTEMPTS_BYTES = 65_536
 
 /** How an attempt failed. */
 export interface FailedAttempt {

@@ -1,4 +1,5 @@
 /** What other programs put into the store, judged by the limits of the API. */
+import { MAX_ATTEMPTS_BYTES } from './attempts.ts'
 import type { Issue } from './errors.ts'
 import {
   isDeeperThan,
@@ -10,9 +11,6 @@ import {
   MAX_TEXT_BYTES,
   MAX_TIMEOUT_MS,
 } from './limits.ts'
-
-/** Bytes that a worker may have added to an envelope: the errors of its attempts, ten of 600 characters each, which JSON may write with six bytes. */
-const MAX_ATTEMPTS_BYTES = 65_536
 
 /** Bytes of a final record: a result and a payload, and the escapes that a text of control characters needs in JSON. */
 const MAX_RECORD_BYTES = 8 * MAX_TEXT_BYTES

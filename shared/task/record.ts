@@ -1,4 +1,4 @@
-import { areAttempts } from './attempts.ts'
+import { areAttempts, MAX_ATTEMPTS_BYTES } from './attempts.ts'
 import { type Contract, redact } from './define.ts'
 import { isOption, judgeForeign, parseObject } from './foreign.ts'
 import { isDeeperThan, isTraceparent, MAX_RESULT_DEPTH } from './limits.ts'
@@ -159,10 +159,10 @@ function foreignEnvelope(id: string, text: string): Envelope {
   return { ...fitting(value, FOREIGN_FIELDS), task_id: id, payload: value['payload'] }
 }
 
-/**
- * When the task of an envelope was created; null where it does not tell. Of a large one the end is enough, where
- * Tasker writes it.
- */
+/** Characters at the end of an envelope of ours in which it tells when it was created: the errors of its attempts come after that. */
+export const ENVELOPE_END = MAX_ATTEMPTS_BYTES + 4_096
+
+/** When the task of an envelope was created; null where it does not tell. Of a large one, {@link ENVELOPE_END} is enough. */
 export function createdAtIn(envelope: string): number | null {
   const read = readEnvelope(envelope)
   if (read) return read.created_at ?? null

@@ -1,5 +1,5 @@
 import { StoreUnavailable } from '#shared/task/errors.ts'
-import { readRecord } from '#shared/task/record.ts'
+import { ENVELOPE_END, readRecord } from '#shared/task/record.ts'
 import { FINAL_STATES, finalState, rootOf } from '#shared/task/task.ts'
 import type {
   Broker,
@@ -409,7 +409,7 @@ export function createRedisBroker(
 
     async stats(kinds) {
       const parts = await Promise.all(
-        Array.from({ length: partitions }, (_, i) => run(scripts.stats, i, kinds, () => [])),
+        Array.from({ length: partitions }, (_, i) => run(scripts.stats, i, kinds, () => [ENVELOPE_END])),
       )
       return kinds.map((kind, k) => parts.map((part) => statsOf(kind, (part as unknown[][])[k] ?? [])).reduce(addStats))
     },

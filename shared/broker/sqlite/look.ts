@@ -1,5 +1,5 @@
 import { bytesOf } from '#shared/task/json.ts'
-import { createdAtIn } from '#shared/task/record.ts'
+import { createdAtIn, ENVELOPE_END } from '#shared/task/record.ts'
 import { FINAL_STATES, LIVE_STATES, type LiveState, PRIORITIES, type State } from '#shared/task/task.ts'
 import type { Broker, KindStats, Listed, Stored } from '../broker.ts'
 import type { Database } from './database.ts'
@@ -90,9 +90,8 @@ export function createLook(db: Database): Look {
     SELECT count(*) AS count FROM tasks WHERE kind = ? AND state = ? AND at > ? AND at <= ?`)
   const skipOther = db.prepare<{ at: number }>(`
     SELECT at FROM tasks WHERE kind = ? AND state = ? AND at > ? ORDER BY at LIMIT 1 OFFSET ${COUNT_ROWS - 1}`)
-  // Of a large one the end is enough, where Tasker writes it.
   const selectFront = db.prepare<{ envelope: string }>(`
-    SELECT substr(envelope, -4096) AS envelope FROM tasks
+    SELECT substr(envelope, -${ENVELOPE_END}) AS envelope FROM tasks
     WHERE kind = ? AND priority = ? AND position IS NOT NULL ORDER BY position LIMIT 1`)
 
   /**

@@ -81,6 +81,17 @@ export function testStats(test: Define): void {
     'order',
   )
 
+  test('tells when a large task was created, whose attempts have left long errors behind that', async ({
+    broker,
+    add,
+  }) => {
+    const id = 'large'
+    const error = { type: 't'.repeat(100), message: '\u0001'.repeat(500), status_code: 500, at: 1 }
+    const attempts = Array.from({ length: 10 }, (_, i) => ({ attempt: i + 1, ...error }))
+    await add({ id, envelope: encodeEnvelope({ task_id: id, payload: 'x'.repeat(200_000), created_at: 7, attempts }) })
+    expect((await broker.stats(['sum']))[0]?.oldest).toEqual([7])
+  })
+
   test('tells what ended within the last minute', async ({ broker, clock, add, claimAll }) => {
     await add()
     await add()

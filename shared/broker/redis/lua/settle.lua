@@ -1,5 +1,5 @@
--- ARGV: number of groups of outcomes; for each: "<type> <kind> <parent> <more> <token>", parent's id if there is one, then by type (more: what). <parent> is its kind,
--- or 0, and after a colon the group that the parent awaits the task in beside others: "one" for the task alone.
+-- ARGV: number of groups of outcomes; for each: "<type> <kind> <parent> <more> <token>", parent's id if there is one, then by type (more: what). <parent>, where
+-- a task ends, is its kind, else 0, and after a colon the group that the parent awaits the task in beside others: "one" for the task alone.
 --   end, cancel, adopt (<final state's key number>,<when it ended>,<expiry or ->): number of tasks, (id, record) of each
 --   retry (<when due>): id, envelope     release (-): id
 --   call (<calls>,<steps>,<park, 1 or 0>,<wake at or ->,<order, or nothing>): id, number of records, (id, record) of each, the new tasks; to park: how many

@@ -1,8 +1,8 @@
--- ARGV: nothing more.
+-- ARGV: how much of a large envelope is wanted, from its end.
 -- Returns for each kind: length of the three queues; how many are running, delayed and waiting, and are kept that succeeded, failed and were cancelled; how many are
 -- broken; how many succeeded and failed within 60 s; how many envelopes belong to nobody; then the envelope at the
 -- front of each queue, of a large one the end.
-local since, SAMPLE, FRONT = '(' .. now - 60000, 200, 4096
+local since, SAMPLE, wanted = '(' .. now - 60000, 200, number()
 
 -- Of a great many, the newest tell how many share an entry.
 local function endedSince(key)
@@ -36,7 +36,7 @@ for kind = 1, #kinds do
   row[#row + 1] = dropped
   for priority = 1, 3 do
     local front = call('LINDEX', of(kind, priority), -1)
-    row[#row + 1] = front and sub(front, -FRONT)
+    row[#row + 1] = front and sub(front, -wanted)
   end
   reply[kind] = row
 end
